@@ -1,0 +1,2 @@
+//! mosixd, the node daemon.
+fn main() {}

@@ -1,0 +1,196 @@
+//! Bindings to CRIU: typed requests over `criu swrk`.
+//!
+//! `criu swrk FD` is CRIU's own worker mode: one process a request, messages of `rpc.proto` over a sequenced-packet socket
+//! that it inherits. CRIU calls back at defined points ([`Stage`]) and waits for the answer; that is how a move freezes
+//! its process while CRIU still holds it, and how a restored process waits for the commit.
+//!
+//! [`rpc`] holds the messages, `spawn` starts the worker (the only unsafe code), [`swrk`] speaks the protocol, and this file has the two requests that a
+//! move needs and their options. Every call takes a deadline; a failed one carries the reason from CRIU's own log.
+//!
+//! Sources: criu.org/RPC, `images/rpc.proto` and `criu/cr-service.c` of CRIU 4.2.1.
+
+pub mod freezer;
+pub mod rpc;
+mod spawn;
+pub mod swrk;
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+pub use swrk::{CriuError, Reply, Stage};
+use swrk::{Worker, WorkerSetup};
+
+/// A CRIU program that can be started.
+#[derive(Debug, Clone)]
+pub struct Criu {
+    path: PathBuf,
+}
+
+/// A dump of one process tree; the processes stay as they are (`leave_running`), what stops them is the caller's freezer.
+#[derive(Debug, Clone)]
+pub struct DumpRequest<'a> {
+    /// Root of the tree, as seen in the namespace where the worker runs.
+    pub pid: i32,
+    /// Existing empty folder for the images.
+    pub images_dir: &'a Path,
+    /// `--external` keys: resources that the other side provides, e.g. `file[MNT:INODE]`.
+    pub external: &'a [String],
+    /// The process is part of a session whose leader is outside of the tree (`--shell-job`).
+    pub shell_job: bool,
+}
+
+/// A restore of one tree, as a child of the calling process, with the pid numbers of the images.
+#[derive(Debug)]
+pub struct RestoreRequest<'a> {
+    /// Folder with the images.
+    pub images_dir: &'a Path,
+    /// Descriptors that take the place of dumped ones: CRIU's key (e.g. `pipe:[INODE]`) and our open descriptor.
+    pub inherit: &'a [(String, BorrowedFd<'a>)],
+    /// Terminal that takes the place of the dumped controlling one; it becomes the worker's standard input.
+    pub terminal: Option<BorrowedFd<'a>>,
+    /// As in the dump.
+    pub shell_job: bool,
+}
+
+/// Version of the program: major, minor, sublevel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32, pub u32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// Oldest CRIU that is known to work (notifications, network_lock skip and rst_sibling together).
+pub const OLDEST: Version = Version(4, 0, 0);
+
+impl Criu {
+    /// Uses the program at `path`. Nothing is started yet.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The program's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks the program for its version.
+    ///
+    /// # Errors
+    /// The program is missing, cannot run, or prints something else.
+    pub fn version(&self) -> Result<Version, CriuError> {
+        let output = Command::new(&self.path).arg("--version").output().map_err(|source| self.unstartable(source))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        parse_version(&text).ok_or_else(|| CriuError::Protocol(format!("{} --version printed {text:?}", self.path.display())))
+    }
+
+    /// Runs `criu check`, which also fills the kernel-feature cache that later workers reuse.
+    ///
+    /// # Errors
+    /// CRIU's own words when this kernel lacks something it needs.
+    pub fn check(&self) -> Result<(), CriuError> {
+        let output = Command::new(&self.path).arg("check").output().map_err(|source| self.unstartable(source))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(CriuError::Refused { what: "check", reason: swrk::first_error(&text) })
+    }
+
+    /// Dumps a tree. `on_stage` is called at each of CRIU's stages and may veto; a veto before `post-dump` leaves the
+    /// processes running as if nothing had happened.
+    ///
+    /// # Errors
+    /// On any error the processes have been let go by CRIU; they run unless the caller's freezer holds them.
+    pub fn dump(&self, request: &DumpRequest<'_>, deadline: Duration, on_stage: &mut dyn FnMut(Stage) -> Reply) -> Result<(), CriuError> {
+        let log = "dump.log";
+        let opts = rpc::CriuOpts {
+            pid: Some(request.pid),
+            leave_running: Some(true),
+            external: request.external.to_vec(),
+            ..common_options(request.images_dir, request.shell_job, log)
+        };
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None })?;
+        worker
+            .run(rpc::CriuReqType::Dump, opts, deadline, on_stage)
+            .map(drop)
+            .map_err(|error| error.explain("dump", &request.images_dir.join(log)))
+    }
+
+    /// Restores a tree as a child of the calling process. At [`Stage::PostRestore`] everything is restored and no instruction
+    /// has run: a veto there destroys the copy; a veto later does *not* (CRIU goes on), so decide there.
+    /// Returns the pid of the root.
+    ///
+    /// # Errors
+    /// No restored process is left.
+    pub fn restore(
+        &self,
+        request: &RestoreRequest<'_>,
+        deadline: Duration,
+        on_stage: &mut dyn FnMut(Stage) -> Reply,
+    ) -> Result<i32, CriuError> {
+        let log = "restore.log";
+        let raw: Vec<RawFd> = request.inherit.iter().map(|(_, fd)| std::os::fd::AsRawFd::as_raw_fd(fd)).collect();
+        let opts = rpc::CriuOpts {
+            rst_sibling: Some(true),
+            inherit_fd: request.inherit.iter().zip(&raw).map(|((key, _), fd)| rpc::InheritFd { key: key.clone(), fd: *fd }).collect(),
+            ..common_options(request.images_dir, request.shell_job, log)
+        };
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal })?;
+        let response = worker
+            .run(rpc::CriuReqType::Restore, opts, deadline, on_stage)
+            .map_err(|error| error.explain("restore", &request.images_dir.join(log)))?;
+        response.restore.map(|restored| restored.pid).ok_or_else(|| CriuError::Protocol("restore succeeded without a pid".into()))
+    }
+
+    fn unstartable(&self, source: std::io::Error) -> CriuError {
+        CriuError::Start { program: self.path.clone(), source }
+    }
+}
+
+/// Options that both requests share. Cgroups and the network are the caller's business.
+fn common_options(images_dir: &Path, shell_job: bool, log: &str) -> rpc::CriuOpts {
+    rpc::CriuOpts {
+        images_dir_fd: -1,
+        images_dir: Some(images_dir.to_string_lossy().into_owned()),
+        log_file: Some(log.to_owned()),
+        // Warnings and errors: level 4 costs 4-20 ms of the blackout.
+        log_level: Some(2),
+        notify_scripts: Some(true),
+        shell_job: Some(shell_job),
+        manage_cgroups_mode: Some(rpc::CriuCgMode::Ignore as i32),
+        network_lock: Some(rpc::CriuNetworkLockMethod::Skip as i32),
+        // Executables are found by path on a tree that home and target share; modes may differ there.
+        skip_file_rwx_check: Some(true),
+        ..rpc::CriuOpts::default()
+    }
+}
+
+fn parse_version(text: &str) -> Option<Version> {
+    let numbers = text.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+    let mut parts = numbers.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some(Version(parts.next()?.ok()?, parts.next()?.ok()?, parts.next().and_then(Result::ok).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_parse() {
+        assert_eq!(parse_version("Version: 4.2.1\n"), Some(Version(4, 2, 1)));
+        assert_eq!(parse_version("Version: 4.1\nGitID: x\n"), Some(Version(4, 1, 0)));
+        assert_eq!(parse_version("criu"), None);
+        assert!(Version(4, 1, 1) > OLDEST);
+    }
+
+    #[test]
+    fn a_missing_program_is_told_by_name() {
+        let error = Criu::at("/nonexistent/criu").version().unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/criu"), "{error}");
+    }
+}

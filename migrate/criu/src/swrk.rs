@@ -1,0 +1,284 @@
+//! The worker protocol: one request, notifications to answer, one response.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
+use prost::Message;
+
+use crate::rpc;
+use crate::spawn;
+
+/// CRIU's largest message; responses are far smaller.
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CriuError {
+    /// The program did not start.
+    #[error("cannot start CRIU at {program}: {source}; install it or set `criu.path`")]
+    Start {
+        /// Path tried.
+        program: PathBuf,
+        /// From the system.
+        source: io::Error,
+    },
+    /// The connection to the worker broke.
+    #[error("lost the CRIU worker ({0})")]
+    Lost(String),
+    /// Deadline passed; the worker was killed.
+    #[error("CRIU did not finish within {0:?} and was stopped")]
+    Deadline(Duration),
+    /// We said no at a stage.
+    #[error("{0}")]
+    Vetoed(String),
+    /// CRIU said no.
+    #[error("CRIU could not {what}: {reason}")]
+    Refused {
+        /// The request.
+        what: &'static str,
+        /// From its log.
+        reason: String,
+    },
+    /// Something unexpected on the wire.
+    #[error("CRIU answered something unexpected: {0}")]
+    Protocol(String),
+}
+
+impl CriuError {
+    /// Adds the reason from CRIU's log to a plain refusal or loss.
+    pub(crate) fn explain(self, what: &'static str, log: &Path) -> Self {
+        match self {
+            Self::Refused { reason, .. } => {
+                let text = read_log_tail(log);
+                let better = first_error(&text);
+                Self::Refused { what, reason: if better.is_empty() { reason } else { better } }
+            }
+            Self::Lost(reason) => Self::Lost(format!("{reason}; {}", first_error(&read_log_tail(log)))),
+            other => other,
+        }
+    }
+}
+
+/// The points at which CRIU waits for our word. Names as in `criu/include/action-scripts.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing has been touched yet.
+    PreDump,
+    /// All threads are stopped by CRIU, nothing collected yet.
+    QueryExtFiles,
+    /// Images are complete, tasks still stopped by CRIU.
+    PostDump,
+    /// Nothing restored yet.
+    PreRestore,
+    /// Everything is restored, nothing ran.
+    PostRestore,
+    /// About to run; too late to say no.
+    PreResume,
+    /// Runs.
+    PostResume,
+    /// Any other.
+    Other,
+}
+
+impl Stage {
+    fn named(name: &str) -> Self {
+        match name {
+            "pre-dump" => Self::PreDump,
+            "query-ext-files" => Self::QueryExtFiles,
+            "post-dump" => Self::PostDump,
+            "pre-restore" => Self::PreRestore,
+            "post-restore" => Self::PostRestore,
+            "pre-resume" => Self::PreResume,
+            "post-resume" => Self::PostResume,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Our word at a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Go on.
+    Continue,
+    /// Undo, for this reason.
+    Veto(String),
+}
+
+/// How a worker is started.
+pub(crate) struct WorkerSetup<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) inherit: &'a [RawFd],
+    pub(crate) stdin: Option<BorrowedFd<'a>>,
+}
+
+/// A running `criu swrk`; killed and reaped when dropped.
+pub(crate) struct Worker {
+    socket: OwnedFd,
+    child: Child,
+}
+
+impl Worker {
+    pub(crate) fn start(setup: &WorkerSetup<'_>) -> Result<Self, CriuError> {
+        let start_error = |source: io::Error| CriuError::Start { program: setup.program.to_owned(), source };
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(|e| start_error(e.into()))?;
+        let mut command = Command::new(setup.program);
+        command.arg("swrk").arg(theirs.as_raw_fd().to_string());
+        command.stdin(match setup.stdin {
+            Some(fd) => Stdio::from(fd.try_clone_to_owned().map_err(start_error)?),
+            None => Stdio::null(),
+        });
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut fds = setup.inherit.to_vec();
+        fds.push(theirs.as_raw_fd());
+        spawn::inherit(&mut command, fds);
+        let child = command.spawn().map_err(start_error)?;
+        Ok(Self { socket: ours, child })
+    }
+
+    pub(crate) fn run(
+        &mut self,
+        kind: rpc::CriuReqType,
+        opts: rpc::CriuOpts,
+        limit: Duration,
+        on_stage: &mut dyn FnMut(Stage) -> Reply,
+    ) -> Result<rpc::CriuResp, CriuError> {
+        let deadline = Instant::now() + limit;
+        self.send(&rpc::CriuReq { r#type: kind as i32, opts: Some(opts), notify_success: None })?;
+        let mut veto = None;
+        loop {
+            let response = self.receive(deadline, limit)?;
+            if response.r#type == rpc::CriuReqType::Notify as i32 {
+                let name = response.notify.and_then(|notify| notify.script).unwrap_or_default();
+                let go_on = match on_stage(Stage::named(&name)) {
+                    Reply::Continue => true,
+                    Reply::Veto(reason) => {
+                        veto = Some(reason);
+                        false
+                    }
+                };
+                self.send(&rpc::CriuReq { r#type: rpc::CriuReqType::Notify as i32, opts: None, notify_success: Some(go_on) })?;
+                continue;
+            }
+            return match (response.success, veto) {
+                (true, None) => Ok(response),
+                (_, Some(reason)) => Err(CriuError::Vetoed(reason)),
+                (false, None) => Err(CriuError::Refused { what: "finish", reason: refusal_text(&response) }),
+            };
+        }
+    }
+
+    fn send(&self, request: &rpc::CriuReq) -> Result<(), CriuError> {
+        let bytes = request.encode_to_vec();
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], &[], MsgFlags::MSG_NOSIGNAL, None)
+            .map_err(|errno| CriuError::Lost(format!("sending a request: {errno}")))?;
+        Ok(())
+    }
+
+    fn receive(&self, deadline: Instant, limit: Duration) -> Result<rpc::CriuResp, CriuError> {
+        self.wait_readable(deadline, limit)?;
+        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let length = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, None, MsgFlags::MSG_CMSG_CLOEXEC)
+            .map_err(|errno| CriuError::Lost(format!("waiting for its answer: {errno}")))?
+            .bytes;
+        if length == 0 {
+            return Err(CriuError::Lost("it ended without an answer".into()));
+        }
+        rpc::CriuResp::decode(buffer.get(..length).unwrap_or_default()).map_err(|e| CriuError::Protocol(e.to_string()))
+    }
+
+    fn wait_readable(&self, deadline: Instant, limit: Duration) -> Result<(), CriuError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CriuError::Deadline(limit));
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(CriuError::Lost(errno.to_string())),
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // After its response the worker ends by itself; a kill of an ended child is harmless. Errors leave nothing to do.
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn refusal_text(response: &rpc::CriuResp) -> String {
+    let message = response.cr_errmsg.clone().unwrap_or_default();
+    match response.cr_errno {
+        Some(errno) if errno != 0 => format!("{} {}", io::Error::from_raw_os_error(errno), message.trim()),
+        _ => message.trim().to_owned(),
+    }
+}
+
+/// Longest part of a log that is looked at.
+const LOG_TAIL_BYTES: usize = 64 << 10;
+
+fn read_log_tail(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let start = bytes.len().saturating_sub(LOG_TAIL_BYTES);
+    String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
+}
+
+/// The first error line of a CRIU log that says something: noise that appears in good runs too is left out.
+pub(crate) fn first_error(log: &str) -> String {
+    const NOISE: [&str; 3] = ["RLIMIT_NOFILE", "Restoring FAILED", "Dumping FAILED"];
+    log.lines()
+        .filter_map(|line| line.split_once("Error "))
+        .map(|(_, text)| text.trim())
+        .find(|text| !NOISE.iter().any(|noise| text.contains(noise)))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_line_that_matters_is_found() {
+        let log = "(00.001) Error (criu/rlimit.c:1): Can't setup RLIMIT_NOFILE for self: EPERM\n\
+                   (00.002) Warn  (x)\n(00.003) Error (criu/files.c:9): Can't open file opt/prog\n(00.004) Error (cr): Restoring FAILED.\n";
+        assert_eq!(first_error(log), "(criu/files.c:9): Can't open file opt/prog");
+        assert_eq!(first_error(""), "");
+    }
+
+    #[test]
+    fn a_worker_that_dies_at_once_is_an_error() {
+        let mut worker = Worker::start(&WorkerSetup { program: Path::new("/bin/true"), inherit: &[], stdin: None }).unwrap();
+        let error =
+            worker.run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), Duration::from_secs(5), &mut |_| Reply::Continue).unwrap_err();
+        assert!(matches!(error, CriuError::Lost(_)), "{error}");
+    }
+
+    #[test]
+    fn a_silent_worker_meets_the_deadline() {
+        let script = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(script.path(), "#!/bin/sh\nexec sleep 30\n").unwrap();
+        let mut permissions = std::fs::metadata(script.path()).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+        std::fs::set_permissions(script.path(), permissions).unwrap();
+        let path = script.into_temp_path();
+        let mut worker = Worker::start(&WorkerSetup { program: &path, inherit: &[], stdin: None }).unwrap();
+        let error = worker
+            .run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), Duration::from_millis(50), &mut |_| Reply::Continue)
+            .unwrap_err();
+        assert!(matches!(error, CriuError::Deadline(_)), "{error}");
+    }
+}

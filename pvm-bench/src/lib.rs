@@ -1,0 +1,51 @@
+//! The paper's experiments on a [lab](mosix_lab): static placement by the real PVM against live balancing.
+//!
+//! * [`paper`]: what the paper measured.
+//! * [`scale`]: how the paper's seconds become ours.
+//! * [`check`]: a run is only believed if the nodes got the CPU they were entitled to.
+//! * [`pvm`]: a PVM virtual machine on a lab, and its static runs.
+//! * [`table1`]: Table 1: both sides, row by row; the live side comes in by the trait [`table1::LiveSide`].
+//! * [`row`]: what is printed and written as JSON.
+
+pub mod check;
+pub mod paper;
+pub mod pvm;
+pub mod row;
+pub mod scale;
+pub mod table1;
+
+/// Result of the benchmark's operations.
+pub type Result<T> = std::result::Result<T, BenchError>;
+
+/// Errors of the benchmark. The lab and PVM are taken down by dropping them, whatever the error.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The lab failed.
+    #[error(transparent)]
+    Lab(#[from] mosix_lab::LabError),
+    /// PVM is not installed or not usable.
+    #[error("PVM: {0}")]
+    Pvm(String),
+    /// A run did not do what it should.
+    #[error("{what}: {why}")]
+    Run {
+        /// Which run.
+        what: String,
+        /// What happened.
+        why: String,
+    },
+    /// A file operation failed.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// Turns an I/O error into a [`BenchError`] that names the action.
+pub(crate) fn failed(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
+    let action = action.into();
+    move |source| BenchError::Io { action, source }
+}
