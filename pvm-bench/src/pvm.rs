@@ -97,18 +97,18 @@ impl<'lab> VirtualMachine<'lab> {
         let exec = self.exec([self.root.join("lib/pvmd").into_os_string(), hosts.into_os_string()]);
         self.daemon = Some(first.spawn(exec.stdout(stdout).stderr(self.log()?))?);
         // The daemon prints its address when it takes tasks. Asking it earlier would make the console start another one.
-        self.until("PVM's daemon did not start", || Ok(fs::read_to_string(&said).is_ok_and(|text| text.contains('\n'))))?;
+        self.until("PVM's daemon did not start", |_| Ok(fs::read_to_string(&said).is_ok_and(|text| text.contains('\n'))))?;
         let wanted = format!("{} host", self.lab.nodes().len());
-        self.until("not all nodes joined PVM", || {
-            let text = self.console("conf\nquit\n")?;
+        self.until("not all nodes joined PVM", |machine| {
+            let text = machine.console("conf\nquit\n")?;
             Ok(text.lines().any(|line| line.starts_with(&wanted)))
         })
     }
 
     /// Waits for something, as long as the daemon lives.
-    fn until(&mut self, what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
+    fn until(&mut self, what: &str, reached: impl Fn(&Self) -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !reached()? {
+        while !reached(self)? {
             self.stop.check()?;
             let ended = match &mut self.daemon {
                 Some(daemon) => daemon.try_wait()?,

@@ -87,7 +87,7 @@ impl Window {
         let limit_s = params.stale_s();
         self.entries.retain(|_, h| h.age_s(now_s) <= limit_s);
         let Some(surplus) = self.entries.len().checked_sub(params.window_len).filter(|&s| s > 0) else { return };
-        let kept = self.least_loaded(params, now_s, 0);
+        let kept = self.least_loaded(params, now_s, params.window_len / 2);
         let mut victims: Vec<_> =
             self.entries.values().filter(|h| !kept.contains(&h.record.node)).map(|h| (h.age_s(now_s), h.record.node)).collect();
         victims.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

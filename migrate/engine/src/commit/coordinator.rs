@@ -164,6 +164,8 @@ pub struct Coordinator {
     /// The source's process is gone.
     gone: bool,
     tries: u32,
+    /// This move was taken over from before a restart: whether the guest was heard of is forgotten.
+    restarted: bool,
     /// All effects of a guest pass home, so a destination that died without a sign of the guest may be rolled back. Off unless
     /// set: files written by path do not pass home.
     pub silence_is_proof: bool,
@@ -182,6 +184,7 @@ impl Coordinator {
             must_log: false,
             gone: false,
             tries: 0,
+            restarted: false,
             silence_is_proof: false,
         }
     }
@@ -190,7 +193,7 @@ impl Coordinator {
     /// executed like those of an event.
     #[must_use]
     pub fn recover(group: u64, epoch: u32, last: Option<Record>) -> (Self, Vec<Action>) {
-        let mut machine = Self::new(group, epoch);
+        let mut machine = Self { restarted: true, ..Self::new(group, epoch) };
         let actions = match last {
             None | Some(Record::Aborted) => {
                 machine.why = "home's daemon was restarted".to_owned();
@@ -329,7 +332,7 @@ impl Coordinator {
             Event::NeverRan { why } => Ok(self.roll_back(why)),
             Event::Unknown | Event::Fenced => {
                 let why = "the destination died after the commit";
-                if self.silence_is_proof {
+                if self.silence_is_proof && !self.restarted {
                     return Ok(self.roll_back(why.to_owned()));
                 }
                 self.state = State::Discarding;

@@ -108,6 +108,8 @@ impl Source {
             (SourceState::Gone, SourceEvent::Dump | SourceEvent::Thaw | SourceEvent::Discard) => Ok(vec![SourceAction::SendGone]),
             (SourceState::Gone, _) => Ok(Vec::new()),
             (SourceState::Released, SourceEvent::Release) => Ok(vec![SourceAction::SendReleased]),
+            // A restarted home may not know that it was released before the copy was lost.
+            (SourceState::Released, SourceEvent::Discard) => Ok(vec![SourceAction::SendGone]),
             (SourceState::Released, event @ SourceEvent::Thaw) => Err(unexpected(self.state, event)),
             (SourceState::Released, _) => Ok(Vec::new()),
             (_, SourceEvent::BodyGone) => {

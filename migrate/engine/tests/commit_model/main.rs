@@ -46,6 +46,8 @@ fn run(steps: &[Step], silence_is_proof: bool) -> (World, Tally) {
     world.begin();
     for &next in steps {
         step(&mut world, next);
+        // TRACE
+        if std::env::var("TR").is_ok() { eprintln!("{next:?} what {} -> {:?} | {:?} {:?} | {:?} {:?} | net {:?}", next.0 % 32, world.home, world.source, world.source_body, world.destination, world.copy, world.net); }
         world.check();
     }
     world.settle();

@@ -8,7 +8,7 @@ use mosix_engine::commit::{
 const GROUP: u64 = 7;
 
 #[derive(Debug, Clone)]
-pub enum Message {
+pub(crate) enum Message {
     Home(Stamp, Event),
     Source(Stamp, SourceEvent),
     Destination(Stamp, DestinationEvent),
@@ -17,7 +17,7 @@ pub enum Message {
 
 /// A body as it really is, whatever the machines believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     None,
     Frozen,
     /// Told to run: it may do so at any moment.
@@ -32,38 +32,38 @@ impl Body {
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    pub moved: u32,
-    pub stayed: u32,
-    pub in_doubt: u32,
-    pub lost: u32,
-    pub ended: u32,
+pub(crate) struct Tally {
+    pub(crate) moved: u32,
+    pub(crate) stayed: u32,
+    pub(crate) in_doubt: u32,
+    pub(crate) lost: u32,
+    pub(crate) ended: u32,
 }
 
-pub struct World {
-    pub home: Coordinator,
-    pub source: Source,
-    pub destination: Destination,
-    pub net: Vec<Message>,
-    pub source_body: Body,
-    pub copy: Body,
+pub(crate) struct World {
+    pub(crate) home: Coordinator,
+    pub(crate) source: Source,
+    pub(crate) destination: Destination,
+    pub(crate) net: Vec<Message>,
+    pub(crate) source_body: Body,
+    pub(crate) copy: Body,
     begun: u32,
     records: Vec<(u32, Record)>,
     unwritten: Vec<(u32, Record)>,
     dumping: Option<Stamp>,
     image: Option<Stamp>,
-    pub link: bool,
+    pub(crate) link: bool,
     home_must_notice: bool,
     destination_must_notice: bool,
     /// The destination cannot run anything any more until the link is back.
     fenced: bool,
     /// A body was killed from outside, its node died, or it was cut off for longer than its lease.
-    pub excused: bool,
-    pub tally: Tally,
+    pub(crate) excused: bool,
+    pub(crate) tally: Tally,
 }
 
 impl World {
-    pub fn new(silence_is_proof: bool) -> Self {
+    pub(crate) fn new(silence_is_proof: bool) -> Self {
         let mut home = Coordinator::new(GROUP, 0);
         home.silence_is_proof = silence_is_proof;
         Self {
@@ -89,7 +89,7 @@ impl World {
 
     // ---- the three drivers -------------------------------------------------------------------------------------------
 
-    pub fn home_event(&mut self, stamp: Stamp, event: Event) {
+    pub(crate) fn home_event(&mut self, stamp: Stamp, event: Event) {
         // An error leaves the machine as it was: a message that fits nowhere is dropped, as a driver would.
         let actions = self.home.on(stamp, event).unwrap_or_default();
         self.home_actions(actions);
@@ -130,7 +130,7 @@ impl World {
         }
     }
 
-    pub fn source_event(&mut self, stamp: Stamp, event: SourceEvent) {
+    pub(crate) fn source_event(&mut self, stamp: Stamp, event: SourceEvent) {
         let actions = self.source.on(stamp, event).unwrap_or_default();
         // Answers carry the stamp of what is answered.
         for action in actions {
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// A local event of the destination.
-    pub fn destination_event(&mut self, event: DestinationEvent) {
+    pub(crate) fn destination_event(&mut self, event: DestinationEvent) {
         self.destination_message(self.destination.stamp(), event);
     }
 
@@ -204,7 +204,7 @@ impl World {
         }
     }
 
-    pub fn deliver(&mut self, message: Message) {
+    pub(crate) fn deliver(&mut self, message: Message) {
         match message {
             Message::Home(stamp, event) => self.home_event(stamp, event),
             Message::Source(stamp, event) => self.source_event(stamp, event),
@@ -215,7 +215,7 @@ impl World {
 
     // ---- what happens by itself --------------------------------------------------------------------------------------
 
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         if self.home.state() == State::Running {
             let epoch = self.begun.max(self.home.stamp().epoch) + 1;
             self.begun = epoch;
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    pub fn write_log(&mut self) {
+    pub(crate) fn write_log(&mut self) {
         if !self.unwritten.is_empty() {
             let (epoch, record) = self.unwritten.remove(0);
             self.records.push((epoch, record));
@@ -231,7 +231,7 @@ impl World {
         }
     }
 
-    pub fn finish_dump(&mut self, well: bool) {
+    pub(crate) fn finish_dump(&mut self, well: bool) {
         let Some(stamp) = self.dumping.take() else { return };
         if well {
             self.net.push(Message::Image(stamp));
@@ -242,7 +242,7 @@ impl World {
     }
 
     /// The destination's local work goes one step on, well or badly.
-    pub fn destination_works(&mut self, well: bool) {
+    pub(crate) fn destination_works(&mut self, well: bool) {
         let why = "model".to_owned();
         match self.destination.state() {
             DestinationState::Admitting if well => self.destination_event(DestinationEvent::Admitted),
@@ -265,14 +265,14 @@ impl World {
         }
     }
 
-    pub fn timeouts(&mut self) {
+    pub(crate) fn timeouts(&mut self) {
         self.home_event(self.home.stamp(), Event::Timeout);
         self.destination_event(DestinationEvent::Timeout);
     }
 
     // ---- what the adversary does -------------------------------------------------------------------------------------
 
-    pub fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         if self.link {
             self.link = false;
             self.home_must_notice = true;
@@ -280,7 +280,7 @@ impl World {
         }
     }
 
-    pub fn notice(&mut self, home: bool) {
+    pub(crate) fn notice(&mut self, home: bool) {
         if home && std::mem::take(&mut self.home_must_notice) {
             self.home_event(self.home.stamp(), Event::LinkLost);
         }
@@ -289,7 +289,7 @@ impl World {
         }
     }
 
-    pub fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         if !self.link {
             self.notice(true);
             self.notice(false);
@@ -300,7 +300,7 @@ impl World {
         }
     }
 
-    pub fn lease(&mut self, expired: bool) {
+    pub(crate) fn lease(&mut self, expired: bool) {
         if self.link {
             return;
         }
@@ -315,7 +315,7 @@ impl World {
     }
 
     /// Home waits longer than the lease of the destination.
-    pub fn home_gives_up(&mut self) {
+    pub(crate) fn home_gives_up(&mut self) {
         if !self.link && self.fenced && !self.home_must_notice {
             // A destination that dropped a held copy could have told so, had the link come back in time.
             self.excused |= matches!(self.home.state(), State::InDoubt | State::Committed);
@@ -323,8 +323,9 @@ impl World {
         }
     }
 
-    pub fn crash_destination(&mut self) {
-        self.excused |= self.copy != Body::None;
+    pub(crate) fn crash_destination(&mut self) {
+        // With the node dies its copy, or its memory of having dropped it.
+        self.excused |= self.copy != Body::None || self.destination.state() == DestinationState::Dropped;
         self.copy = Body::None;
         self.image = None;
         self.destination = Destination::new(GROUP, 0);
@@ -333,7 +334,7 @@ impl World {
         self.fenced = true;
     }
 
-    pub fn kill_source(&mut self) {
+    pub(crate) fn kill_source(&mut self) {
         if self.source_body != Body::None {
             self.excused = true;
             self.source_body = Body::None;
@@ -342,7 +343,7 @@ impl World {
         }
     }
 
-    pub fn restart_home(&mut self, durable: bool) {
+    pub(crate) fn restart_home(&mut self, durable: bool) {
         let unwritten = std::mem::take(&mut self.unwritten);
         if durable {
             self.records.extend(unwritten);
@@ -359,7 +360,7 @@ impl World {
 
     // ---- what must hold ----------------------------------------------------------------------------------------------
 
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         assert!(!(self.source_body.may_run() && self.copy.may_run()), "two bodies run");
         assert!(self.excused || self.source_body != Body::None || self.copy != Body::None, "no body, and nobody died");
         if self.source.state() == SourceState::Released {
@@ -368,7 +369,7 @@ impl World {
     }
 
     /// The adversary leaves: everything that was sent arrives, and time passes.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.join();
         for _ in 0..40 {
             while !self.net.is_empty() {
@@ -389,7 +390,8 @@ impl World {
         assert!(!matches!(self.copy, Body::Frozen | Body::Starting), "a copy is held for ever: {:?}", self.destination);
         assert_ne!(self.source_body, Body::Frozen, "the source is frozen for ever: {:?} {:?}", self.home, self.source);
         match self.home.state() {
-            State::Running => assert_eq!((self.source_body, self.copy), (Body::Running, Body::None)),
+            // A process may also end while nobody moves it.
+            State::Running => assert!(self.copy == Body::None && (self.excused || self.source_body == Body::Running)),
             State::Done => assert!(self.source_body == Body::None && (self.excused || self.copy == Body::Running)),
             _ => assert!(self.excused && self.source_body == Body::None && self.copy == Body::None),
         }

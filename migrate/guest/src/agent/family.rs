@@ -14,7 +14,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use mosix_guest::Setup;
@@ -61,6 +61,11 @@ pub(crate) fn start(setup: &Setup, terminal: Option<&Terminal>, pipes: Vec<(Stri
 
 fn as_child(setup: &Setup, is_leader: bool, link: Link, ends: Ends) -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    // Init's ends of the pipes, its terminal master and its control socket must not live on here: the guest would never see an end of file.
+    let mut keep = vec![link.as_fd().as_raw_fd()];
+    keep.extend(ends.pipes.iter().map(|(_, fd)| fd.as_raw_fd()));
+    keep.extend(ends.terminal.iter().map(AsRawFd::as_raw_fd));
+    sys::close_all_but(&keep)?;
     if is_leader { lead(setup, link, ends) } else { be_parent(setup, link, ends) }
 }
 

@@ -3,7 +3,7 @@
 //! The agent is single-threaded, so a fork leaves no lock held in the child.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nix::unistd::Pid;
 
@@ -56,6 +56,17 @@ pub(crate) fn set_window_size(terminal: BorrowedFd<'_>, (rows, columns): (u16, u
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize, which lives through the call.
     check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
+}
+
+/// Closes every descriptor but the standard ones and those in `keep`. For a freshly forked process that never returns to code which uses the others.
+pub(crate) fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    let open: Vec<RawFd> =
+        std::fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
+        // SAFETY: the owners of these descriptors belong to the parent's code path and are neither used nor dropped in this process, which ends by exit.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
 }
 
 /// Ignores a signal.
