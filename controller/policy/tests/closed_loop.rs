@@ -54,7 +54,7 @@ fn scaled_time_balances_as_well() {
 
 #[test]
 fn slow_nodes_get_their_share_and_nothing_oscillates() {
-    // 12 fast and 4 of a third. 1/3 has no exact f32: without the margin this goes on for ever.
+    // 12 fast and 4 of a third, as in the paper.
     let mut speeds = vec![1.0; 12];
     speeds.extend([1.0 / 3.0; 4]);
     for seed in 0..3 {

@@ -76,6 +76,20 @@ fn equal_nodes_move_at_a_difference_above_one() {
     }
 }
 
+/// A third has no exact `f32`: the record of an equally slow node says that it is a ten-millionth faster.
+#[test]
+fn rounding_between_equal_nodes_is_no_gain() {
+    let third = 1.0 / 3.0;
+    let mut state = local(2, vec![Candidate { cpu_age_s: 1e6, ..process(1, 0.0) }]);
+    state.figures.speed = third;
+    let peer = Figures { speed: third, ..figures(1, 1) };
+    assert!(f64::from(third as f32) > third, "the rounding goes the other way");
+    assert_eq!(chosen(&state, &[peer]), None);
+    let source = state.figures;
+    let rounded = Figures { speed: f64::from(third as f32), ..peer };
+    assert!(matches!(admit(&Params::default(), &own(rounded), &request(source)), Verdict::Refuse(Refusal::NoGain { .. })));
+}
+
 #[test]
 fn an_empty_view_decides_nothing() {
     assert_eq!(chosen(&local(50, vec![process(1, 10.0)]), &[]), None);

@@ -185,7 +185,7 @@ impl Tls {
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let name = certificate.and_then(certified_name).unwrap_or_default();
         let mut stream = Stream::Server(stream);
-        let Some(member) = self.members.iter().next() else {
+        let Some(member) = self.members.get(&name) else {
             // Best effort: the peer learns why it is refused. What it answers does not matter.
             let _ = frame::exchange_hello(&mut stream, false).await;
             let _ = stream.shutdown().await;

@@ -78,7 +78,8 @@ impl Freezer {
 
     fn write(&self, value: &str) -> io::Result<()> {
         let path = self.dir.join("cgroup.freeze");
-        fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("cannot write {value} to {}: {error}", path.display())))
+        fs::write(&path, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot write {value} to {}: {error}", path.display())))
     }
 }
 

@@ -353,7 +353,9 @@ fn settle_in(injector: &mut Injector, comm: &[u8]) -> Result<(), Failure> {
     let ignored = procfs::status(pid).map_err(tracee::os("reading /proc/PID/status"))?.ignored;
 
     let mut calls: Vec<(libc::c_long, [u64; 4])> = vec![(libc::SYS_prctl, [libc::PR_SET_NAME as u64, place, 0, 0])];
-    calls.extend([libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|timer| (libc::SYS_setitimer, [timer as u64, place + 32, 0, 0])));
+    calls.extend(
+        [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|timer| (libc::SYS_setitimer, [timer as u64, place + 32, 0, 0])),
+    );
     calls.extend(resets(ignored).map(|signal| (libc::SYS_rt_sigaction, [signal, place + 32, 0, 8])));
     calls.push((libc::SYS_rt_sigaction, [libc::SIGCHLD as u64, place + 64, 0, 8]));
     for (number, args) in calls {

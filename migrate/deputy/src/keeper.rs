@@ -25,6 +25,9 @@ pub(crate) const ORDER_LIMIT: Duration = Duration::from_secs(5);
 /// Time in which a whole group must have become stubs; normally some ms for a process.
 pub(crate) const ADOPT_LIMIT: Duration = Duration::from_secs(15);
 
+/// A stop without effect is tried again: a SIGCONT may have undone it and be cancelled itself by another stop signal.
+const STOP_ATTEMPTS: u32 = 3;
+
 /// The highest real-time signal.
 const CARRIER: i32 = 64;
 
@@ -222,6 +225,16 @@ impl Keeper {
             return Ok(()); // to the kernel, too, it is already stopped, and the parent hears nothing new
         }
         let deadline = Instant::now() + ORDER_LIMIT;
+        for _ in 0..STOP_ATTEMPTS {
+            if self.try_stop(pid, signal, deadline)? {
+                return Ok(());
+            }
+        }
+        Err(StubError::Orphaned { pid, signal })
+    }
+
+    /// False if the stop had no effect, and no SIGCONT explains that.
+    fn try_stop(&mut self, pid: i32, signal: i32, deadline: Instant) -> Result<bool, StubError> {
         self.carry(pid, deadline)?;
         resume(pid, signal)?;
         // The signal is acted on before this: so the next such stop tells whether it had an effect.
@@ -229,10 +242,9 @@ impl Keeper {
         loop {
             match self.next(pid, deadline)? {
                 Some(Stop::Event { event: libc::PTRACE_EVENT_STOP, signal: shown }) => {
+                    let continued = is_pending(pid, libc::SIGCONT);
                     self.stub(pid)?.group_stop(pid, shown);
-                    let continued = || procfs_pending(pid, libc::SIGCONT);
-                    let stopped = is_stop_signal(shown) || continued();
-                    return if stopped { Ok(()) } else { Err(StubError::Orphaned { pid, signal }) };
+                    return Ok(is_stop_signal(shown) || continued);
                 }
                 _ => resume(pid, 0)?,
             }
@@ -386,6 +398,6 @@ fn ends_by_default(signal: i32) -> bool {
     (1..=64).contains(&signal) && !is_stop_signal(signal) && !harmless.contains(&signal)
 }
 
-fn procfs_pending(pid: i32, signal: i32) -> bool {
+fn is_pending(pid: i32, signal: i32) -> bool {
     crate::procfs::status(pid).is_ok_and(|status| status.pending >> (signal - 1) & 1 == 1)
 }

@@ -8,7 +8,7 @@
 //! its parent. [`Watcher::adopt`] keeps exactly that:
 //!
 //! 1. every thread is seized by ptrace and stopped while the cgroup freezer still holds it, so none of
-//!    them ever executes another instruction of the program ([`inject`](crate::Watcher::adopt_group));
+//!    them ever executes another instruction of the program (module `inject`);
 //! 2. the leader is made to `execveat` a [stub](stub_image) of some 190 bytes whose only instruction is
 //!    `pause()`: the memory is gone, everything named above remains;
 //! 3. one thread of the daemon traces all stubs and sees each signal before it acts. It is suppressed and
@@ -31,6 +31,7 @@
 //! # Rules for the program that uses it
 //!
 //! * No thread may call `waitpid(-1)` or `wait()` without `__WNOTHREAD`: it would take the watcher's events.
+//! * The process gets a SIGCHLD for each ptrace stop, as any tracer does: a handler must look by pid whose it is.
 //! * A child of the daemon's own process cannot be adopted ([`AdoptError::OwnChild`]): to the kernel tracer
 //!   and parent would be the same, and job control would be hidden from the parent.
 //! * Not for a memory map, descriptor table or tree shared with processes outside the group: whoever

@@ -8,8 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use libc::{c_int, c_long, c_void, pid_t, user_regs_struct};
 
 /// ptrace options of every thread we seize. `EXITKILL`: a dead daemon must not leave stubs that look alive.
-pub(crate) const OPTIONS: c_int =
-    libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
+pub(crate) const OPTIONS: c_int = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
 
 /// Lets injected calls pass a seccomp filter of the tracee (needs CAP_SYS_ADMIN).
 pub(crate) const SUSPEND_SECCOMP: c_int = 1 << 21;
@@ -47,7 +46,10 @@ pub(crate) enum Stop {
     /// Entry to or exit from a system call.
     Syscall,
     /// `PTRACE_EVENT_*`, with the signal that goes with it.
-    Event { event: i32, signal: i32 },
+    Event {
+        event: i32,
+        signal: i32,
+    },
     /// A signal is about to be delivered.
     Signal(i32),
 }

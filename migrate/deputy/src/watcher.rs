@@ -61,13 +61,7 @@ impl Watcher {
     /// Makes a stub of the process `pid`, alone in the frozen cgroup `freezer_dir`, thaws it and watches it.
     ///
     /// `swallow` and `on_event`: see [`Member`]. When it returns an error, the process is frozen and did not run.
-    pub fn adopt(
-        &self,
-        pid: i32,
-        freezer_dir: &Path,
-        swallow: &[i32],
-        on_event: Box<dyn Fn(StubEvent) + Send>,
-    ) -> Result<(), AdoptError> {
+    pub fn adopt(&self, pid: i32, freezer_dir: &Path, swallow: &[i32], on_event: Box<dyn Fn(StubEvent) + Send>) -> Result<(), AdoptError> {
         self.adopt_group(vec![Member { pid, swallow: swallow.to_vec(), on_event }], freezer_dir)
     }
 

@@ -1,5 +1,7 @@
 //! Real processes become deputies: what is kept, how they stop, go on and end, and what is refused.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 
@@ -126,7 +128,14 @@ fn deputy_exit_code_is_exact() {
 
 #[test]
 fn deputy_death_by_signal_is_exact() {
-    for (kind, signo) in [("spin", libc::SIGTERM), ("core", libc::SIGSEGV), ("sleep", libc::SIGKILL), ("spin", 40), ("ignore", libc::SIGTERM), ("block", libc::SIGHUP)] {
+    for (kind, signo) in [
+        ("spin", libc::SIGTERM),
+        ("core", libc::SIGSEGV),
+        ("sleep", libc::SIGKILL),
+        ("spin", 40),
+        ("ignore", libc::SIGTERM),
+        ("block", libc::SIGHUP),
+    ] {
         let mut bed = bed!(kind, 2 - usize::from(kind == "sleep"));
         let watcher = watcher();
         let _events = bed.adopt(&watcher);
@@ -163,7 +172,19 @@ fn deputy_reports_signals_and_does_not_act_on_them() {
     let bed = bed!("spin", 2);
     let watcher = watcher();
     let events = bed.adopt(&watcher);
-    let all = [libc::SIGUSR1, libc::SIGINT, libc::SIGTERM, libc::SIGTSTP, libc::SIGSTOP, libc::SIGTTIN, libc::SIGCONT, libc::SIGWINCH, libc::SIGSEGV, libc::SIGCHLD, 64];
+    let all = [
+        libc::SIGUSR1,
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGTSTP,
+        libc::SIGSTOP,
+        libc::SIGTTIN,
+        libc::SIGCONT,
+        libc::SIGWINCH,
+        libc::SIGSEGV,
+        libc::SIGCHLD,
+        64,
+    ];
     for signo in all {
         bed.kill(signo);
         assert_eq!(signal(&events), (signo, 0, own_pid(), 0));
@@ -205,6 +226,17 @@ fn deputy_stops_and_continues_as_its_parent_expects() {
         watcher.finish(bed.pid, End::Exited(3)).unwrap();
         assert_eq!(bed.parent_sees(), "exited 3");
     }
+}
+
+#[test]
+fn deputy_in_an_orphaned_group_takes_no_terminal_stop() {
+    let mut bed = bed!("orphan", 1);
+    let watcher = watcher();
+    let _events = bed.adopt(&watcher);
+    let result = watcher.stop(bed.pid, libc::SIGTSTP);
+    assert!(matches!(result, Err(StubError::Orphaned { .. })), "{result:?}");
+    watcher.stop(bed.pid, libc::SIGSTOP).unwrap();
+    assert_eq!(bed.parent_sees(), "stopped 19");
 }
 
 #[test]
@@ -264,8 +296,8 @@ fn deputy_has_no_timers() {
 #[test]
 fn deputy_twenty_at_once() {
     let mut beds = Vec::new();
-    for _ in 0..20 {
-        beds.push(bed!("spin", 2));
+    for number in 0..20 {
+        beds.push(bed!(["spin", "sleep", "futex", "futex", "sleep"][number % 5], 1));
     }
     let watcher = watcher();
     let adopt = |bed: &Bed| bed.adopt(&watcher);
@@ -365,6 +397,7 @@ fn deputy_refused_when_not_frozen_or_elsewhere() {
 #[test]
 fn deputy_refused_without_a_leader() {
     let bed = bed!("leader-exit", 2);
+    bed.set_counter(510, 1);
     bed.wait("leader's exit", || bed.status("State").starts_with('Z'));
     let watcher = watcher();
     bed.freeze();
@@ -422,4 +455,102 @@ fn deputy_survives_a_handler_that_panics() {
     bed.kill(libc::SIGUSR1);
     watcher.finish(bed.pid, End::Exited(1)).unwrap();
     assert_eq!(bed.parent_sees(), "exited 1");
+}
+
+#[test]
+fn deputy_image_pauses_and_dies_by_signal() {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::os::unix::process::ExitStatusExt;
+    // SAFETY: the name is a C string; the descriptor is new and owned by nobody else.
+    let mut file = unsafe { std::fs::File::from_raw_fd(libc::memfd_create(c"stub".as_ptr(), libc::MFD_CLOEXEC)) };
+    std::io::Write::write_all(&mut file, &mosix_deputy::stub_image::stub_image()).unwrap();
+    let mut child = std::process::Command::new(format!("/proc/self/fd/{}", file.as_raw_fd())).spawn().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let status = loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        if status.contains("State:\tS") {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "{status}");
+        std::thread::yield_now();
+    };
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    assert!(rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap() < 100, "{rss}");
+    let pid = child.id() as i32;
+    // SAFETY: no memory is involved.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+}
+
+/// Calls `send` over and over until `work` is done.
+fn meanwhile<T>(send: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                send();
+            }
+        });
+        let result = work();
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        result
+    })
+}
+
+#[test]
+fn deputy_orders_work_in_a_storm_of_signals() {
+    let mut bed = bed!("block", 2);
+    let watcher = watcher();
+    bed.freeze();
+    let pid = bed.pid;
+    let storm = move || {
+        for signo in [libc::SIGUSR1, libc::SIGSTOP, libc::SIGTERM, libc::SIGCONT, libc::SIGTSTP, libc::SIGCHLD] {
+            // SAFETY: no memory is involved. The pid is ours until its parent is told to end it, after the storm.
+            unsafe { libc::kill(pid, signo) };
+        }
+    };
+    let counted = bed.counters();
+    let events = meanwhile(storm, || {
+        let events = bed.try_adopt(&watcher, &[]).unwrap();
+        for _ in 0..50 {
+            watcher.stop(pid, libc::SIGTSTP).unwrap();
+            watcher.cont(pid).unwrap();
+        }
+        events
+    });
+    assert!(bed.counters() == counted);
+    assert!(events.try_iter().count() > 0);
+    watcher.finish(pid, End::Exited(77)).unwrap();
+    let mut last = bed.parent_sees();
+    while !last.starts_with("exited") && !last.starts_with("signaled") {
+        last = bed.parent_sees();
+    }
+    assert_eq!(last, "exited 77");
+}
+
+#[test]
+fn deputy_killed_at_any_moment_of_its_adoption() {
+    let watcher = watcher();
+    for attempt in 0..40u64 {
+        let mut bed = bed!("futex", 2);
+        bed.freeze();
+        let counted = bed.counters();
+        let pid = bed.pid;
+        let result = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_micros(attempt * 50));
+                // SAFETY: no memory is involved.
+                unsafe { libc::kill(pid, libc::SIGKILL) }
+            });
+            bed.try_adopt(&watcher, &[])
+        });
+        match result {
+            Ok(events) => assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), StubEvent::Gone { .. })),
+            // died before, or the files in /proc were gone
+            Err(error) => assert!(!matches!(error.reason, AdoptReason::Timeout { .. } | AdoptReason::NotStopping { .. }), "{error}"),
+        }
+        assert_eq!(bed.parent_sees(), "signaled 9");
+        assert!(bed.counters() == counted);
+    }
+    assert!(watcher.stubs().unwrap().is_empty());
 }

@@ -48,8 +48,6 @@ pub struct ChannelSpec {
     pub direction: Direction,
     /// CRIU's key of the dumped description that the pipe replaces.
     pub key: String,
-    /// Bytes that the process had been given but had not read (from an earlier hop).
-    pub unread: Vec<u8>,
 }
 
 /// The controlling terminal.
@@ -61,8 +59,6 @@ pub struct TtySpec {
     pub canonical: bool,
     /// Rows and columns.
     pub size: (u16, u16),
-    /// As in [`ChannelSpec`].
-    pub unread: Vec<u8>,
 }
 
 /// Everything the agent must know before anything is frozen.
@@ -76,8 +72,6 @@ pub struct Setup {
     pub pgid: i32,
     /// Session.
     pub sid: i32,
-    /// Largest thread or process number in use by the group.
-    pub max_tid: i32,
     /// Home's host name.
     pub hostname: String,
     /// Pipes to home.
@@ -96,6 +90,15 @@ pub struct Setup {
     pub cpus: Vec<u32>,
     /// Deadline for each CRIU run, ms.
     pub criu_deadline_ms: u64,
+}
+
+/// What goes with the images of a move but is not in them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Largest thread or process number in use by the group.
+    pub max_tid: i32,
+    /// Input that the guest had been given and had not read, by channel.
+    pub unread: Vec<(u16, Vec<u8>)>,
 }
 
 /// How a process ended.
@@ -121,6 +124,8 @@ pub enum ToAgent {
     Restore {
         /// Folder.
         images_dir: String,
+        /// What came with them.
+        carried: Carried,
     },
     /// Let it run.
     Commit,
@@ -183,8 +188,11 @@ pub enum ToAgent {
 /// From the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromAgent {
-    /// Namespaces stand; nothing restored.
-    Ready,
+    /// Namespaces stand; nothing restored. The CRIU keys of the new pipes, for the next hop.
+    Ready {
+        /// Channel and key.
+        keys: Vec<(u16, String)>,
+    },
     /// Restored, waiting for the word.
     Prepared,
     /// It runs.
@@ -229,14 +237,10 @@ pub enum FromAgent {
     },
     /// The images are in the folder, the guest is frozen, all output so far has been sent.
     Dumped {
-        /// The new CRIU keys of the channels.
-        keys: Vec<(u16, String)>,
-        /// Input that was delivered but not read.
-        unread: Vec<(u16, Vec<u8>)>,
+        /// What must go with the images.
+        carried: Carried,
         /// Microseconds for which nothing of it had run when the images were complete.
         frozen_us: u64,
-        /// Largest thread or process number in use.
-        max_tid: i32,
     },
     /// No dump; the guest runs on.
     DumpFailed {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mosix_criu::freezer::{Freezer, dump_and_hold};
 use mosix_criu::{Criu, DumpRequest};
-use mosix_guest::{ChannelSpec, Direction, End, FromAgent, Setup, ToAgent, receive, send};
+use mosix_guest::{Carried, ChannelSpec, Direction, End, FromAgent, Setup, ToAgent, receive, send};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -47,7 +47,8 @@ struct Home {
 
 impl Home {
     fn start(criu: &Path, script: &str, tag: &str) -> Self {
-        let child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let child =
+            Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let name = format!("mosix-test-{tag}-{}", std::process::id());
         let freezer = Freezer::create(cgroup_root().unwrap().join(name)).unwrap();
         freezer.enter(child.id() as i32).unwrap();
@@ -64,6 +65,10 @@ impl Home {
         dump_and_hold(&Criu::at(&self.criu), &request, &self.freezer, &[], DEADLINE).unwrap();
     }
 
+    fn carried(&self) -> Carried {
+        Carried { max_tid: self.child.id() as i32, unread: vec![] }
+    }
+
     fn setup(&self, hop: u32) -> Setup {
         let pid = self.child.id() as i32;
         let own = |f: fn(Option<nix::unistd::Pid>) -> nix::Result<nix::unistd::Pid>| f(None).unwrap().as_raw();
@@ -72,11 +77,10 @@ impl Home {
             ppid: std::process::id() as i32,
             pgid: nix::unistd::getpgrp().as_raw(),
             sid: own(nix::unistd::getsid),
-            max_tid: pid,
             hostname: "home".into(),
             channels: vec![
-                ChannelSpec { id: 0, direction: Direction::Input, key: self.key(0), unread: vec![] },
-                ChannelSpec { id: 1, direction: Direction::Output, key: self.key(1), unread: vec![] },
+                ChannelSpec { id: 0, direction: Direction::Input, key: self.key(0) },
+                ChannelSpec { id: 1, direction: Direction::Output, key: self.key(1) },
             ],
             tty: None,
             criu: self.criu.to_string_lossy().into_owned(),
@@ -103,6 +107,7 @@ struct Agent {
     child: Child,
     socket: UnixStream,
     freezer: Freezer,
+    keys: Vec<(u16, String)>,
 }
 
 impl Agent {
@@ -111,9 +116,10 @@ impl Agent {
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         let freezer = Freezer::create(&setup.freezer).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mosix-agent")).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
-        let mut agent = Self { child, socket: ours, freezer };
+        let mut agent = Self { child, socket: ours, freezer, keys: vec![] };
         agent.tell(ToAgent::Setup(Box::new(setup)));
-        assert_eq!(agent.hear(), FromAgent::Ready);
+        let FromAgent::Ready { keys } = agent.hear() else { panic!("not ready") };
+        agent.keys = keys;
         agent
     }
 
@@ -125,8 +131,8 @@ impl Agent {
         receive(&mut self.socket).unwrap()
     }
 
-    fn restore(&mut self, images: &Path) {
-        self.tell(ToAgent::Restore { images_dir: images.to_string_lossy().into_owned() });
+    fn restore(&mut self, images: &Path, carried: Carried) {
+        self.tell(ToAgent::Restore { images_dir: images.to_string_lossy().into_owned(), carried });
         assert_eq!(self.hear(), FromAgent::Prepared);
     }
 
@@ -172,7 +178,7 @@ fn lab_a_guest_reads_writes_takes_signals_and_ends_exactly() {
     let home = Home::start(&criu, ECHO, "exact");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path());
+    agent.restore(home.images.path(), home.carried());
     agent.commit();
     agent.feed("one\n");
     let expected = format!("got one as {} {}\n", home.child.id(), std::process::id());
@@ -202,7 +208,7 @@ fn lab_a_signal_death_is_reported_as_one() {
     let home = Home::start(&criu, ECHO, "death");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path());
+    agent.restore(home.images.path(), home.carried());
     agent.commit();
     agent.tell(ToAgent::Signal { signo: libc::SIGTERM, value: None });
     loop {
@@ -224,7 +230,7 @@ fn lab_an_abort_leaves_no_copy_and_the_original_goes_on() {
     home.dump();
     {
         let mut agent = Agent::start(home.setup(1));
-        agent.restore(home.images.path());
+        agent.restore(home.images.path(), home.carried());
         agent.tell(ToAgent::Abort);
         assert!(matches!(agent.hear(), FromAgent::Failed { .. }));
         assert!(agent.freezer.members().is_empty(), "a copy is left");
@@ -244,7 +250,7 @@ fn lab_an_agent_without_mosixd_takes_its_copy_with_it() {
     let home = Home::start(&criu, ECHO, "orphan");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path());
+    agent.restore(home.images.path(), home.carried());
     assert_eq!(agent.freezer.members().len(), 1);
     let freezer = agent.freezer.clone();
     drop(agent);
@@ -259,7 +265,7 @@ fn lab_a_guest_hops_on_with_its_unread_input() {
     std::thread::sleep(Duration::from_millis(1200));
     home.dump();
     let mut first = Agent::start(home.setup(1));
-    first.restore(home.images.path());
+    first.restore(home.images.path(), home.carried());
     first.commit();
     first.tell(ToAgent::Signal { signo: libc::SIGSTOP, value: None });
     assert_eq!(first.hear(), FromAgent::Stopped { signal: libc::SIGSTOP });
@@ -276,15 +282,15 @@ fn lab_a_guest_hops_on_with_its_unread_input() {
     assert_eq!(text, "got unread\n");
     let images = tempfile::tempdir().unwrap();
     first.tell(ToAgent::Dump { images_dir: images.path().to_string_lossy().into_owned() });
-    let FromAgent::Dumped { keys, unread, max_tid, .. } = first.hear() else { panic!("no dump") };
-    assert!(unread.is_empty() && max_tid >= home.child.id() as i32);
+    let FromAgent::Dumped { mut carried, .. } = first.hear() else { panic!("no dump") };
+    assert!(carried.unread.is_empty() && carried.max_tid >= home.child.id() as i32);
     let mut setup = home.setup(2);
     for channel in &mut setup.channels {
-        channel.key = keys.iter().find(|(id, _)| *id == channel.id).unwrap().1.clone();
+        channel.key = first.keys.iter().find(|(id, _)| *id == channel.id).unwrap().1.clone();
     }
-    setup.channels[0].unread = b"carried\n".to_vec();
+    carried.unread = vec![(0, b"carried\n".to_vec())];
     let mut second = Agent::start(setup);
-    second.restore(images.path());
+    second.restore(images.path(), carried);
     second.commit();
     first.tell(ToAgent::Release);
     assert_eq!(second.hear_text(12), "got carried\n");

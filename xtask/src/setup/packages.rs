@@ -9,7 +9,7 @@ use crate::steplog::{StepLog, output_of};
 use crate::workspace::{Workspace, find_program};
 
 /// Compiler and linker for native parts, network tools for the lab, PVM as the static rival.
-const PACKAGES: &[&str] = &["ca-certificates", "gcc", "iproute2", "libc6-dev", "libpvm3", "make", "procps", "pvm", "pvm-dev", "util-linux"];
+const PACKAGES: &[&str] = &["ca-certificates", "gcc", "iproute2", "libc6-dev", "libpvm3", "make", "procps", "pvm", "util-linux"];
 
 /// The step for [`PACKAGES`].
 pub(super) struct Packages;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use mosix_deputy::{AdoptError, StubEvent, Watcher};
 
 /// Long enough for any machine: reached only when a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The cgroup-v2 hierarchy, if we may make groups in it.
-pub fn cgroup_root() -> Option<PathBuf> {
+pub(crate) fn cgroup_root() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
     let root = PathBuf::from(line.split(' ').nth(4)?);
@@ -28,9 +28,9 @@ fn next_number() -> u32 {
     NEXT.fetch_add(1, Ordering::SeqCst)
 }
 
-pub struct Bed {
-    pub pid: i32,
-    pub cgroup: PathBuf,
+pub(crate) struct Bed {
+    pub(crate) pid: i32,
+    pub(crate) cgroup: PathBuf,
     parent: Child,
     told: BufReader<ChildStdout>,
     counters: PathBuf,
@@ -38,7 +38,7 @@ pub struct Bed {
 
 impl Bed {
     /// `None` if this machine has no usable cgroup v2, or we are not root.
-    pub fn new(kind: &str, threads: usize) -> Option<Bed> {
+    pub(crate) fn new(kind: &str, threads: usize) -> Option<Bed> {
         let Some(root) = cgroup_root() else {
             println!("skipped: no writable cgroup v2 hierarchy");
             return None;
@@ -59,34 +59,32 @@ impl Bed {
         std::fs::create_dir(&cgroup).unwrap();
         let bed = Bed { pid, cgroup, parent, told, counters };
         bed.wait("ready", || bed.counter(511) != 0);
-        if kind != "leader-exit" {
-            bed.wait("threads", || bed.threads() == threads);
-        }
+        bed.wait("threads", || bed.threads() == threads);
         std::fs::write(bed.cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
         Some(bed)
     }
 
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         std::fs::write(self.cgroup.join("cgroup.freeze"), "1").unwrap();
         self.wait("frozen", || self.is_frozen());
     }
 
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         std::fs::write(self.cgroup.join("cgroup.freeze"), "0").unwrap();
     }
 
-    pub fn is_frozen(&self) -> bool {
+    pub(crate) fn is_frozen(&self) -> bool {
         let wanted = std::fs::read_to_string(self.cgroup.join("cgroup.freeze")).unwrap().trim() == "1";
         wanted && std::fs::read_to_string(self.cgroup.join("cgroup.events")).unwrap().contains("frozen 1")
     }
 
     /// Freezes and adopts; events come out of the receiver.
-    pub fn adopt(&self, watcher: &Watcher) -> Receiver<StubEvent> {
+    pub(crate) fn adopt(&self, watcher: &Watcher) -> Receiver<StubEvent> {
         self.freeze();
         self.try_adopt(watcher, &[]).unwrap()
     }
 
-    pub fn try_adopt(&self, watcher: &Watcher, swallow: &[i32]) -> Result<Receiver<StubEvent>, AdoptError> {
+    pub(crate) fn try_adopt(&self, watcher: &Watcher, swallow: &[i32]) -> Result<Receiver<StubEvent>, AdoptError> {
         let (events, received) = channel();
         let handler = Box::new(move |event| events.send(event).unwrap_or(()));
         watcher.adopt(self.pid, &self.cgroup, swallow, handler)?;
@@ -94,44 +92,50 @@ impl Bed {
     }
 
     /// The next thing that the parent saw.
-    pub fn parent_sees(&mut self) -> String {
+    pub(crate) fn parent_sees(&mut self) -> String {
         let mut line = String::new();
         self.told.read_line(&mut line).unwrap();
         line.trim().to_string()
     }
 
-    pub fn counter(&self, slot: usize) -> u64 {
+    pub(crate) fn counter(&self, slot: usize) -> u64 {
         let bytes = std::fs::read(&self.counters).unwrap();
         u64::from_le_bytes(bytes[slot * 8..][..8].try_into().unwrap())
     }
 
-    pub fn counters(&self) -> Vec<u8> {
+    pub(crate) fn set_counter(&self, slot: usize, value: u64) {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(&self.counters).unwrap();
+        file.write_all_at(&value.to_le_bytes(), slot as u64 * 8).unwrap();
+    }
+
+    pub(crate) fn counters(&self) -> Vec<u8> {
         std::fs::read(&self.counters).unwrap()
     }
 
-    pub fn counter_file(&self) -> &Path {
+    pub(crate) fn counter_file(&self) -> &Path {
         &self.counters
     }
 
-    pub fn proc(&self, file: &str) -> PathBuf {
+    pub(crate) fn proc(&self, file: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/{file}", self.pid))
     }
 
-    pub fn read(&self, file: &str) -> String {
+    pub(crate) fn read(&self, file: &str) -> String {
         std::fs::read_to_string(self.proc(file)).unwrap()
     }
 
     /// One line of `/proc/PID/status`.
-    pub fn status(&self, key: &str) -> String {
+    pub(crate) fn status(&self, key: &str) -> String {
         let text = self.read("status");
         text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap().trim().to_string()
     }
 
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         std::fs::read_dir(self.proc("task")).unwrap().count()
     }
 
-    pub fn wait(&self, what: &str, done: impl Fn() -> bool) {
+    pub(crate) fn wait(&self, what: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !done() {
             assert!(Instant::now() < deadline, "waited in vain: {what}");
@@ -139,7 +143,7 @@ impl Bed {
         }
     }
 
-    pub fn kill(&self, signal: i32) {
+    pub(crate) fn kill(&self, signal: i32) {
         // SAFETY: no memory is involved.
         assert_eq!(unsafe { libc::kill(self.pid, signal) }, 0);
     }
@@ -149,6 +153,11 @@ impl Drop for Bed {
     fn drop(&mut self) {
         let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
         let _ = std::fs::write(self.cgroup.join("cgroup.freeze"), "0");
+        if let Ok(None) = self.parent.try_wait() {
+            // The pid is still the victim's, since its parent has not waited for it. In case it is not in the cgroup.
+            // SAFETY: no memory is involved.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        }
         let _ = self.parent.wait(); // it ends with the victim
         let deadline = Instant::now() + PATIENCE;
         while std::fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {

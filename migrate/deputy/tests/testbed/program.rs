@@ -18,9 +18,13 @@ fn main() {
 }
 
 /// Starts the victim in a process group of its own within our session, and tells of each change of its state.
+#[allow(clippy::zombie_processes)] // it is waited for, by a call that also tells of stops
 fn parent(args: &[String]) {
     use std::os::unix::process::CommandExt;
-    let child = Command::new("/proc/self/exe").arg("victim").args(&args[2..]).process_group(0).spawn().expect("spawn");
+    // a group leader could not make its own session
+    // SAFETY: no memory is involved.
+    let group = if args[2] == "orphan" { unsafe { libc::getpgrp() } } else { 0 };
+    let child = Command::new("/proc/self/exe").arg("victim").args(&args[2..]).process_group(group).spawn().expect("spawn");
     println!("pid {}", child.id());
     loop {
         let mut status = 0;
@@ -71,7 +75,13 @@ fn victim(kind: &str, path: &str, threads: usize) {
         "futex" => loop {
             std::thread::park();
         },
-        "leader-exit" => exit_leader(),
+        "leader-exit" => {
+            // when told to: a process without its leader can no longer be moved to a cgroup
+            while slots[510].load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            exit_leader();
+        }
         _ => count(&slots[0]),
     }
     // only if the sleep ended: the tests look for it
@@ -108,6 +118,7 @@ fn set_up(kind: &str) {
                 let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                 libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
             }
+            "orphan" => assert!(libc::setsid() > 0 || libc::getsid(0) == libc::getpid()),
             "core" => {
                 let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
                 libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);

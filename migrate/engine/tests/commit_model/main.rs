@@ -17,11 +17,11 @@ fn step(world: &mut World, (what, which): Step) {
             let message = world.net.remove(at);
             world.deliver(message);
         }
-        (12, Some(at)) => {
+        (12 | 13, Some(at)) if which % 8 != 0 => {
             let message = world.net[at].clone();
             world.deliver(message);
         }
-        (13, Some(at)) => {
+        (12 | 13, Some(at)) => {
             world.net.remove(at);
         }
         (14 | 15, _) => world.begin(),
@@ -46,8 +46,6 @@ fn run(steps: &[Step], silence_is_proof: bool) -> (World, Tally) {
     world.begin();
     for &next in steps {
         step(&mut world, next);
-        // TRACE
-        if std::env::var("TR").is_ok() { eprintln!("{next:?} what {} -> {:?} | {:?} {:?} | {:?} {:?} | net {:?}", next.0 % 32, world.home, world.source, world.source_body, world.destination, world.copy, world.net); }
         world.check();
     }
     world.settle();

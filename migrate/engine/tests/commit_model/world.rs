@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) link: bool,
     home_must_notice: bool,
     destination_must_notice: bool,
+    /// The newest epoch in which the copy ran.
+    ran: u32,
     /// The destination cannot run anything any more until the link is back.
     fenced: bool,
     /// A body was killed from outside, its node died, or it was cut off for longer than its lease.
@@ -81,6 +83,7 @@ impl World {
             link: true,
             home_must_notice: false,
             destination_must_notice: false,
+            ran: 0,
             fenced: false,
             excused: false,
             tally: Tally::default(),
@@ -99,15 +102,18 @@ impl World {
         let stamp = self.home.stamp();
         for action in actions {
             match action {
-                Action::SendOffer { .. } => self.to_destination(stamp, DestinationEvent::Offer),
+                Action::SendOffer { .. } => self.send_to_destination(stamp, DestinationEvent::Offer),
                 Action::SendCommit => {
                     let logged = self.records.iter().rfind(|(epoch, _)| *epoch == stamp.epoch).map(|(_, record)| *record);
                     assert_eq!(logged, Some(Record::Committed), "commit sent without a record on disk");
-                    self.to_destination(stamp, DestinationEvent::Commit);
+                    self.send_to_destination(stamp, DestinationEvent::Commit);
                 }
-                Action::SendAbort { epoch, .. } => self.to_destination(Stamp { epoch, ..stamp }, DestinationEvent::Abort),
+                Action::SendAbort { epoch, .. } => self.send_to_destination(Stamp { epoch, ..stamp }, DestinationEvent::Abort),
                 Action::StartDump => self.net.push(Message::Source(stamp, SourceEvent::Dump)),
-                Action::Thaw => self.net.push(Message::Source(stamp, SourceEvent::Thaw)),
+                Action::Thaw => {
+                    assert!(self.home.silence_is_proof || self.ran < stamp.epoch, "thawed although the copy had run");
+                    self.net.push(Message::Source(stamp, SourceEvent::Thaw));
+                }
                 Action::ReleaseSource => self.net.push(Message::Source(stamp, SourceEvent::Release)),
                 Action::DiscardSource => self.net.push(Message::Source(stamp, SourceEvent::Discard)),
                 Action::WriteLog(record) => self.unwritten.push((stamp.epoch, record)),
@@ -198,7 +204,7 @@ impl World {
         }
     }
 
-    fn to_destination(&mut self, stamp: Stamp, event: DestinationEvent) {
+    fn send_to_destination(&mut self, stamp: Stamp, event: DestinationEvent) {
         if self.link {
             self.net.push(Message::Destination(stamp, event));
         }
@@ -258,6 +264,7 @@ impl World {
             }
             DestinationState::Starting if well => {
                 self.copy = Body::Running;
+                self.ran = self.destination.stamp().epoch;
                 self.destination_event(DestinationEvent::Started);
             }
             DestinationState::Starting => self.destination_event(DestinationEvent::StartFailed { why }),

@@ -33,7 +33,7 @@ pub(crate) enum Output {
 
 impl Channel {
     /// Makes the pipe; returns init's end and the guest's, with the CRIU key that the guest's end replaces.
-    pub(crate) fn open(mut spec: ChannelSpec) -> Result<(Self, (String, OwnedFd))> {
+    pub(crate) fn open(spec: ChannelSpec) -> Result<(Self, (String, OwnedFd))> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
         let (ours, theirs) = match spec.direction {
             Direction::Input => (write, read),
@@ -41,9 +41,9 @@ impl Channel {
         };
         let key = pipe_key(theirs.as_fd())?;
         set_nonblocking(&ours)?;
-        let backlog = std::mem::take(&mut spec.unread).into();
         let old_key = spec.key.clone();
-        let channel = Self { spec, end: Some(File::from(ours)), credit: OUTPUT_WINDOW_BYTES, backlog, end_of_input: false, key };
+        let channel =
+            Self { spec, end: Some(File::from(ours)), credit: OUTPUT_WINDOW_BYTES, backlog: VecDeque::new(), end_of_input: false, key };
         Ok((channel, (old_key, theirs)))
     }
 

@@ -35,15 +35,14 @@ pub(crate) struct Ends {
 
 /// Starts the family; returns init's link to the parent.
 pub(crate) fn start(setup: &Setup, terminal: Option<&Terminal>, pipes: Vec<(String, OwnedFd)>) -> Result<Link> {
-    reserve_low_numbers(setup).context("cannot keep the guest's numbers free")?;
     let ends = Ends { pipes, terminal: terminal.map(Terminal::slave_for_restore).transpose()? };
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     if setup.sid == 1 {
         take_terminal(&ends)?;
     }
     let needs_leader = setup.sid > 1 && setup.sid != setup.pid && setup.sid != setup.ppid;
-    let number = if needs_leader { Some(setup.sid) } else { parent_number(setup) };
-    match sys::fork_as(number).with_context(|| format!("cannot make a process with the number {number:?}"))? {
+    let number = if needs_leader { setup.sid } else { parent_number(setup)? };
+    match sys::fork_as(number).with_context(|| format!("cannot make a process with the number {number}"))? {
         Fork::Parent(_) => Ok(Link::new(ours)),
         Fork::Child => {
             drop(ours);
@@ -74,7 +73,7 @@ fn as_child(setup: &Setup, is_leader: bool, link: Link, ends: Ends) -> Result<()
 fn lead(setup: &Setup, link: Link, ends: Ends) -> Result<()> {
     setsid()?;
     take_terminal(&ends)?;
-    match sys::fork_as(parent_number(setup)).with_context(|| format!("cannot make a parent with the number {}", setup.ppid))? {
+    match sys::fork_as(parent_number(setup)?).with_context(|| format!("cannot make a parent with the number {}", setup.ppid))? {
         Fork::Child => be_parent(setup, link, ends),
         Fork::Parent(_) => {
             drop((link, ends));
@@ -97,8 +96,13 @@ fn be_parent(setup: &Setup, link: Link, ends: Ends) -> Result<()> {
     parent::run(setup, link, ends)
 }
 
-fn parent_number(setup: &Setup) -> Option<i32> {
-    (setup.ppid > 1).then_some(setup.ppid)
+/// The number of the guest's parent; if that is init, one that the guest hardly has.
+fn parent_number(setup: &Setup) -> Result<i32> {
+    if setup.ppid > 1 { Ok(setup.ppid) } else { Ok(largest_number().context("cannot read the largest process number")? - 2) }
+}
+
+fn largest_number() -> io::Result<i32> {
+    Ok(fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(32768))
 }
 
 fn take_terminal(ends: &Ends) -> Result<()> {
@@ -119,7 +123,7 @@ fn join_group(setup: &Setup) -> Result<()> {
     if setup.pgid == setup.sid {
         return Ok(setpgid(myself, Pid::from_raw(setup.sid))?);
     }
-    match sys::fork_as(Some(setup.pgid))? {
+    match sys::fork_as(setup.pgid)? {
         Fork::Child => loop {
             pause();
         },
@@ -148,12 +152,11 @@ fn ignore_terminal_signals() -> Result<()> {
     KEYS.into_iter().try_for_each(sys::ignore_signal).context("cannot ignore signals")
 }
 
-/// Lets numbers that nobody chose (CRIU, its helpers) come from above those that the guest and its family need.
-fn reserve_low_numbers(setup: &Setup) -> io::Result<()> {
+/// Lets numbers that nobody chose (CRIU, its helpers) come from above those that the group has.
+pub(crate) fn reserve_numbers(setup: &Setup, max_tid: i32) -> io::Result<()> {
     const ROOM: i32 = 64;
-    let highest = [setup.max_tid, setup.pid, setup.ppid, setup.sid, setup.pgid].into_iter().max().unwrap_or(1);
-    let limit: i32 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(32768);
+    let highest = [max_tid, setup.pid, setup.ppid, setup.sid, setup.pgid].into_iter().max().unwrap_or(1);
     // Near the end of the number space there is room below: numbers from 300 on, where a long-lived group hardly ever is.
-    let start = if highest + ROOM < limit { highest + ROOM / 2 } else { 300 };
+    let start = if highest + ROOM < largest_number()? { highest + ROOM / 2 } else { 300 };
     fs::write("/proc/sys/kernel/ns_last_pid", start.to_string())
 }

@@ -11,8 +11,7 @@ use mosix_guest::Setup;
 
 /// Dumps the guest into `images_dir`; it stays frozen.
 pub(crate) fn dump(setup: &Setup, freezer: &Freezer, images_dir: &str) -> Result<Held> {
-    let request =
-        DumpRequest { pid: setup.pid, images_dir: Path::new(images_dir), external: &[], shell_job: setup.sid != setup.pid };
+    let request = DumpRequest { pid: setup.pid, images_dir: Path::new(images_dir), external: &[], shell_job: setup.sid != setup.pid };
     let aside: Vec<PathBuf> = setup.dump_cgroups.iter().map(PathBuf::from).collect();
     let result = dump_and_hold(&Criu::at(&setup.criu), &request, freezer, &aside, Duration::from_millis(setup.criu_deadline_ms));
     if result.is_err() {

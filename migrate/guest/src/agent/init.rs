@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use mosix_criu::freezer::Freezer;
-use mosix_guest::{End, FromAgent, Setup, ToAgent, receive, send};
+use mosix_guest::{Carried, End, FromAgent, Setup, ToAgent, receive, send};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -44,10 +44,12 @@ pub(crate) fn run(control: UnixStream, mut setup: Setup) -> Result<()> {
         channels,
         freezer,
         watches: Vec::new(),
+        unread: Vec::new(),
         phase: Phase::Waiting,
         ended: None,
     };
-    agent.tell(&FromAgent::Ready)?;
+    let keys = agent.channels.iter().map(|channel| (channel.id(), channel.key().to_owned())).collect();
+    agent.tell(&FromAgent::Ready { keys })?;
     while agent.phase != Phase::Over {
         agent.step()?;
     }
@@ -95,6 +97,8 @@ struct Agent {
     channels: Vec<Channel>,
     freezer: Freezer,
     watches: Vec<Watch>,
+    /// Input from before the move, delivered when the guest runs.
+    unread: Vec<(u16, Vec<u8>)>,
     phase: Phase,
     /// How the root ended, until that has been told.
     ended: Option<(End, u64)>,
@@ -156,7 +160,9 @@ impl Agent {
         let next = self.watches.iter().map(Watch::due).min();
         match next {
             // Rounded up: a timeout of 0 just before the time would spin.
-            Some(due) => PollTimeout::try_from(due.saturating_duration_since(now) + Duration::from_micros(999)).unwrap_or(PollTimeout::NONE),
+            Some(due) => {
+                PollTimeout::try_from(due.saturating_duration_since(now) + Duration::from_micros(999)).unwrap_or(PollTimeout::NONE)
+            }
             None => PollTimeout::NONE,
         }
     }
@@ -171,10 +177,7 @@ impl Agent {
         // An error here is the end of the connection: init ends, and with it everything in this namespace.
         let order: ToAgent = receive(&mut self.control).context("mosixd has gone")?;
         match order {
-            ToAgent::Restore { images_dir } if self.phase == Phase::Waiting => {
-                self.phase = Phase::Restoring;
-                self.order_parent(&ParentOrder::Restore { images_dir })
-            }
+            ToAgent::Restore { images_dir, carried } if self.phase == Phase::Waiting => self.restore(images_dir, carried),
             ToAgent::Commit if self.phase == Phase::Restoring => self.order_parent(&ParentOrder::Go),
             ToAgent::Abort if self.phase == Phase::Restoring => self.order_parent(&ParentOrder::Veto("home gave the move up".into())),
             ToAgent::Abort | ToAgent::Kill => self.end(),
@@ -205,6 +208,13 @@ impl Agent {
                 bail!("order {other:?} does not fit the phase {:?}", self.phase)
             }
         }
+    }
+
+    fn restore(&mut self, images_dir: String, carried: Carried) -> Result<()> {
+        family::reserve_numbers(&self.setup, carried.max_tid).context("cannot keep the guest's numbers free")?;
+        self.unread = carried.unread;
+        self.phase = Phase::Restoring;
+        self.order_parent(&ParentOrder::Restore { images_dir })
     }
 
     fn order_parent(&self, order: &ParentOrder) -> Result<()> {
@@ -291,14 +301,7 @@ impl Agent {
     }
 
     fn deliver_unread(&mut self) -> Result<()> {
-        self.channels.iter_mut().for_each(Channel::flush);
-        if let Some(terminal) = self.terminal.as_mut() {
-            let unread = std::mem::take(&mut terminal.spec.unread);
-            if !unread.is_empty() {
-                nix::unistd::write(&terminal.master, &unread).context("cannot deliver terminal input")?;
-            }
-        }
-        Ok(())
+        std::mem::take(&mut self.unread).iter().try_for_each(|(id, bytes)| self.input(*id, bytes))
     }
 
     fn failed(&mut self, why: &str) -> Result<()> {
@@ -398,7 +401,9 @@ impl Agent {
         for index in 0..self.channels.len() {
             while self.channel_output(index)? {}
         }
-        let is_open = |channel: &Channel| channel.spec.direction == mosix_guest::Direction::Output && channel.interest().is_none() && !channel.has_credit();
+        let is_open = |channel: &Channel| {
+            channel.spec.direction == mosix_guest::Direction::Output && channel.interest().is_none() && !channel.has_credit()
+        };
         Ok(!self.channels.iter().any(is_open) && (self.terminal.is_none() || self.terminal_credit > 0))
     }
 
@@ -460,10 +465,8 @@ impl Agent {
             }
         }
         Ok(FromAgent::Dumped {
-            keys: self.channels.iter().map(|channel| (channel.id(), channel.key().to_owned())).collect(),
-            unread,
+            carried: Carried { max_tid: hop::highest_number(&self.freezer.members()), unread },
             frozen_us: u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX),
-            max_tid: hop::highest_number(&self.freezer.members()),
         })
     }
 

@@ -67,7 +67,9 @@ fn waits_for(line: &str, is_it: impl Fn(i32) -> bool) -> Option<u32> {
             is_it(fd as i32).then(|| u32::try_from(count).unwrap_or(u32::MAX).clamp(1, mosix_guest::CHUNK_BYTES as u32))
         }
         libc::SYS_readv | libc::SYS_splice => is_it(argument()? as i32).then_some(UNKNOWN_AMOUNT),
-        libc::SYS_poll | libc::SYS_ppoll | libc::SYS_select | libc::SYS_pselect6 | libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(UNKNOWN_AMOUNT),
+        libc::SYS_poll | libc::SYS_ppoll | libc::SYS_select | libc::SYS_pselect6 | libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
+            Some(UNKNOWN_AMOUNT)
+        }
         _ => None,
     }
 }

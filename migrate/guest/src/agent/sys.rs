@@ -21,9 +21,9 @@ pub(crate) fn clone_into_namespaces() -> io::Result<Fork> {
     clone(flags as u64, None)
 }
 
-/// Forks; the child has the number `pid` in this pid namespace if one is given (clone3(2), `set_tid`).
-pub(crate) fn fork_as(pid: Option<i32>) -> io::Result<Fork> {
-    clone(0, pid)
+/// Forks; the child has the number `pid` in this pid namespace (clone3(2), `set_tid`).
+pub(crate) fn fork_as(pid: i32) -> io::Result<Fork> {
+    clone(0, Some(pid))
 }
 
 fn clone(flags: u64, pid: Option<i32>) -> io::Result<Fork> {

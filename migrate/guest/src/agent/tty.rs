@@ -9,11 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::termios::{
-    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices as Index, Termios, tcgetattr, tcsetattr,
-};
 use mosix_guest::TtySpec;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices as Index, Termios, tcgetattr, tcsetattr};
 
 use super::sys;
 
@@ -30,11 +28,17 @@ pub(crate) struct Terminal {
 impl Terminal {
     pub(crate) fn open(spec: TtySpec) -> Result<Self> {
         use nix::fcntl::OFlag;
-        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).context("cannot open a pseudo-terminal")?;
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+            .context("cannot open a pseudo-terminal")?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let path = ptsname_r(&master)?;
-        let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).with_context(|| format!("cannot open {path}"))?;
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(&path)
+            .with_context(|| format!("cannot open {path}"))?;
         let terminal = Self { spec, master, slave };
         terminal.resize(terminal.spec.size).context("window size")?;
         Ok(terminal)
