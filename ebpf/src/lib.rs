@@ -12,7 +12,7 @@ mod offsets;
 mod record;
 
 pub use offsets::{ABSENT, Field, Offsets, What};
-pub use record::{COMM_LEN, TaskRecord, flags};
+pub use record::{COMM_LEN, STATE_WAKING, TaskRecord, flags};
 
 /// Name of the program that writes the task records (also its symbol in the object).
 pub const ITER_TASK: &str = "mosix_iter_task";

@@ -15,11 +15,11 @@ pub mod flags {
     pub const NESTED: u32 = 1 << 2;
     /// `wait_ns` is measured (the kernel counts run-queue waits).
     pub const HAS_WAIT: u32 = 1 << 3;
-
-    /// Bits of [`super::TaskRecord::state`] of a thread that is just being woken (TASK_WAKING) or born (TASK_NEW): it
-    /// is about to be runnable.
-    pub const WAKING: u32 = 0xa00;
 }
+
+/// Bits of [`TaskRecord::state`] of a thread that is just being woken (TASK_WAKING) or born (TASK_NEW): it is about to
+/// be runnable.
+pub const STATE_WAKING: u32 = 0xa00;
 
 /// One thread as the kernel sees it. Process-wide fields are zero unless [`flags::LEADER`] is set.
 ///
@@ -98,7 +98,7 @@ impl TaskRecord {
     /// The thread has something to run: it is on a CPU, waits for one, or is held back by a CPU quota.
     #[must_use]
     pub const fn is_runnable(&self) -> bool {
-        self.state & !flags::WAKING == 0 && self.exit_state == 0
+        self.state & !STATE_WAKING == 0 && self.exit_state == 0
     }
 }
 

@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn a_starved_run_is_repeated_once() {
         let run = |results: &[f64]| {
-            let mut results = results.to_vec().into_iter();
+            let mut results = results.iter().copied();
             checked(|| Ok(results.next().unwrap())).unwrap()
         };
         assert_eq!(run(&[0.99]), (0.99, false));

@@ -7,9 +7,10 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mosix_lab::{Lab, LabSpec, SlowNodes, StopFlag, default_run_dir, parse_fraction};
 use pvm_bench::check::MIN_ENTITLEMENT;
+use pvm_bench::free::FreeMigration;
 use pvm_bench::row::Report;
 use pvm_bench::scale::TimeScale;
-use pvm_bench::table1::{self, Options};
+use pvm_bench::table1::{self, LiveSide, Options};
 
 /// Static placement by PVM against live balancing, on a lab of workstations.
 #[derive(Debug, Parser)]
@@ -34,8 +35,14 @@ struct Table1Args {
     #[arg(long, default_value = "10", value_parser = time_scale)]
     time_scale: TimeScale,
     /// PVM's column only
-    #[arg(long)]
+    #[arg(long, conflicts_with = "control")]
     static_only: bool,
+    /// As the live column, run the control: greedy balancing with migration that costs nothing
+    #[arg(long)]
+    control: bool,
+    /// With --control: leave PVM's column out
+    #[arg(long, requires = "control", conflicts_with = "static_only")]
+    no_static: bool,
     /// Also write the result as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -91,20 +98,23 @@ fn main() -> ExitCode {
 }
 
 fn run_table1(args: Table1Args) -> anyhow::Result<()> {
-    if !args.static_only {
-        bail!("there is no live side in this program yet; use --static-only");
+    if !args.static_only && !args.control {
+        bail!("choose a side: --static-only (PVM's column) or --control (greedy balancing without cost beside it)");
     }
     let stop = StopFlag::install()?;
     let rows = if args.rows.is_empty() { table1::all_rows() } else { args.rows };
     let lab = args.lab.up()?;
-    let options = Options { rows, scale: args.time_scale, with_static: true };
-    let report = table1::run(&lab, &options, None, &stop)?;
+    let options = Options { rows, scale: args.time_scale, with_static: !args.no_static };
+    let mut control = if args.control { Some(FreeMigration::new()?) } else { None };
+    let live = control.as_mut().map(|control| control as &mut dyn LiveSide);
+    let report = table1::run(&lab, &options, live, &stop)?;
     lab.down()?;
     show(&report, args.json)
 }
 
 fn show(report: &Report, json: Option<PathBuf>) -> anyhow::Result<()> {
     println!("{}", report.table());
+    println!("live side: {}", report.conditions.live_side);
     println!("times in seconds of the paper; {} real seconds stand for 300", report.conditions.time_scale_s);
     for row in report.rows.iter().filter(|row| row.entitlement < MIN_ENTITLEMENT) {
         println!("row {}: not to be trusted, the nodes got only {:.3} of their CPU", row.processes, row.entitlement);

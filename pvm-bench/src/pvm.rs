@@ -20,6 +20,8 @@ use crate::{BenchError, Result, failed};
 const DEFAULT_ROOT: &str = "/usr/lib/pvm3";
 /// How long daemons may take to start or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a daemon that is to be halted may take to become ready first.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How often is looked whether to stop.
 const TICK: Duration = Duration::from_millis(50);
 /// Longest folder name for which PVM's own socket names still fit into a socket address.
@@ -35,6 +37,8 @@ pub struct VirtualMachine<'lab> {
     master: PathBuf,
     /// The first daemon, on the first node; `None` once halted.
     daemon: Option<Child>,
+    /// Where the first daemon writes its address once it takes tasks.
+    said: PathBuf,
     stop: StopFlag,
 }
 
@@ -81,7 +85,7 @@ impl<'lab> VirtualMachine<'lab> {
         }
         let master = find_beside("pvm-master")?;
         find_beside("pvm-worker")?;
-        let mut machine = Self { lab, root, master, daemon: None, stop: stop.clone() };
+        let mut machine = Self { lab, root, master, daemon: None, said: lab.dir().join("pvmd.out"), stop: stop.clone() };
         lab.set_quota(false)?;
         machine.start_daemons(first)?;
         lab.set_quota(true)?;
@@ -92,17 +96,20 @@ impl<'lab> VirtualMachine<'lab> {
         let hosts = self.lab.dir().join("pvm.hosts");
         let names: String = self.lab.nodes().iter().map(|node| format!("{}\n", node.name)).collect();
         fs::write(&hosts, format!("* wd=/\n{names}")).map_err(failed(format!("writing {}", hosts.display())))?;
-        let said = self.lab.dir().join("pvmd.out");
-        let stdout = fs::File::create(&said).map_err(failed(format!("making {}", said.display())))?;
+        let stdout = fs::File::create(&self.said).map_err(failed(format!("making {}", self.said.display())))?;
         let exec = self.exec([self.root.join("lib/pvmd").into_os_string(), hosts.into_os_string()]);
         self.daemon = Some(first.spawn(exec.stdout(stdout).stderr(self.log()?))?);
-        // The daemon prints its address when it takes tasks. Asking it earlier would make the console start another one.
-        self.until("PVM's daemon did not start", |_| Ok(fs::read_to_string(&said).is_ok_and(|text| text.contains('\n'))))?;
+        self.until("PVM's daemon did not start", |machine| Ok(machine.is_ready()))?;
         let wanted = format!("{} host", self.lab.nodes().len());
         self.until("not all nodes joined PVM", |machine| {
             let text = machine.console("conf\nquit\n")?;
             Ok(text.lines().any(|line| line.starts_with(&wanted)))
         })
+    }
+
+    /// Whether the first daemon takes tasks. The console must not be used before: it would start another daemon.
+    fn is_ready(&self) -> bool {
+        fs::read_to_string(&self.said).is_ok_and(|text| text.contains('\n'))
     }
 
     /// Waits for something, as long as the daemon lives.
@@ -149,8 +156,15 @@ impl<'lab> VirtualMachine<'lab> {
         let (stdin, mut to) = std::io::pipe().map_err(failed("making a pipe"))?;
         to.write_all(commands.as_bytes()).map_err(failed("writing to PVM's console"))?;
         drop(to);
-        let exec = self.exec([self.root.join("lib/pvm")]).stdin(stdin);
-        Ok(first_node(self.lab)?.output(exec)?.1)
+        // Not a pipe: if the daemon had just died, the console would start one that holds a pipe open for ever.
+        let path = self.lab.dir().join("pvm.console");
+        let reading = || format!("using {}", path.display());
+        let stdout = fs::File::create(&path).map_err(failed(reading()))?;
+        let mut console = first_node(self.lab)?.spawn(self.exec([self.root.join("lib/pvm")]).stdin(stdin).stdout(stdout))?;
+        if console.wait_for(Some(PATIENCE))?.is_none() {
+            console.kill(Signal::SIGKILL)?;
+        }
+        fs::read_to_string(&path).map_err(failed(reading()))
     }
 
     /// One `pvm_spawn` of `tasks` tasks of `cpu_s` CPU seconds each, placed by PVM, and never moved.
@@ -222,12 +236,17 @@ impl<'lab> VirtualMachine<'lab> {
     pub fn halt(&mut self) -> Result<()> {
         let Some(mut daemon) = self.daemon.take() else { return Ok(()) };
         self.lab.set_quota(false)?;
-        // Without the daemon the console would start one, only to halt it.
+        // One that is only just starting has no address yet; give it the time to get one.
+        let deadline = Instant::now() + START_PATIENCE;
+        while daemon.try_wait()?.is_none() && !self.is_ready() && Instant::now() < deadline {
+            std::thread::sleep(TICK);
+        }
         if daemon.try_wait()?.is_none() {
-            self.console("halt\n")?;
-            if daemon.wait_for(Some(PATIENCE))?.is_none() {
-                daemon.kill(Signal::SIGKILL)?;
+            if self.is_ready() {
+                self.console("halt\n")?;
+                daemon.wait_for(Some(PATIENCE))?;
             }
+            daemon.kill(Signal::SIGKILL)?;
         }
         Ok(self.lab.set_quota(true)?)
     }

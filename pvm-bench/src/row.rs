@@ -68,7 +68,18 @@ impl Report {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
         table.set_header([
-            "processes", "bound", "greedy", "PVM", "paper", "diff", "live", "paper", "diff", "moves", "PVM/live", "entitled",
+            "processes",
+            "bound",
+            "greedy",
+            "PVM",
+            "paper",
+            "diff",
+            "live",
+            "paper",
+            "diff",
+            "moves",
+            "PVM/live",
+            "entitled",
         ]);
         for row in &self.rows {
             let paper = paper::table1_row(row.processes);

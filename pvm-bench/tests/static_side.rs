@@ -3,6 +3,9 @@
 //! Needs root, PVM, and the programs of mosix-lab and mosix-workloads beside this crate's; else skipped. Times are not
 //! checked here: that is what the benchmark itself does.
 
+// Helpers of tests may fail like tests; clippy knows only the functions that are marked.
+#![allow(clippy::unwrap_used)]
+
 use mosix_lab::{Exec, Lab, LabSpec, StopFlag, find_beside};
 use pvm_bench::pvm::{VirtualMachine, installed};
 use pvm_bench::row::Report;

@@ -125,10 +125,8 @@ impl<'a> Btf<'a> {
         let mut id = *self.structs.get(structure).ok_or_else(|| BtfError::NoStruct(structure.to_owned()))?;
         let mut offset = 0;
         for name in path.split('.') {
-            let (bits, member) = self.member(id, name, 0)?.ok_or_else(|| BtfError::NoMember {
-                structure: structure.to_owned(),
-                path: path.to_owned(),
-            })?;
+            let (bits, member) =
+                self.member(id, name, 0)?.ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), path: path.to_owned() })?;
             offset += bits / 8;
             id = member;
         }

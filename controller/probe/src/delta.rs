@@ -18,19 +18,16 @@
 
 use crate::{
     Comm, ProcessSample, Sample, State,
+    idmap::{IdMap, prune},
     system::{Machine, Now, page_bytes},
 };
 use mosix_ebpf::{TaskRecord, flags};
-use std::collections::HashMap;
-
-/// A map gives memory back when it uses less than this part of what it has.
-const SHRINK_BELOW: usize = 4;
 
 /// Remembers the last reading.
 #[derive(Default)]
 pub(crate) struct Tracker {
-    threads: HashMap<u32, Thread>,
-    processes: HashMap<u32, Process>,
+    threads: IdMap<Thread>,
+    processes: IdMap<Process>,
     /// Time of the last reading that was finished.
     last_ns: Option<u64>,
     /// Number of the reading under way or last done; marks what was seen in it.
@@ -83,7 +80,7 @@ pub(crate) struct Reading<'a> {
     page_bytes: u64,
     drafts: Vec<Draft>,
     /// Drafts of processes with more than one thread, by pid.
-    index: HashMap<u32, usize>,
+    index: IdMap<usize>,
 }
 
 impl Tracker {
@@ -98,33 +95,27 @@ impl Tracker {
         // Two readings in the same nanosecond: any positive period avoids a division by zero.
         let period_ns = self.last_ns.map_or(0, |last| now.monotonic_ns.saturating_sub(last).max(1));
         let drafts = Vec::with_capacity(self.processes.len() + 16);
-        Reading { tracker: self, now, machine, period_ns, page_bytes: page_bytes(), drafts, index: HashMap::new() }
+        Reading { tracker: self, now, machine, period_ns, page_bytes: page_bytes(), drafts, index: IdMap::default() }
     }
 
     /// Forgets what the finished reading has not seen.
     fn prune(&mut self) {
         let round = self.round;
-        self.threads.retain(|_, thread| thread.round == round);
-        self.processes.retain(|_, process| process.round == round);
-        if self.threads.len() * SHRINK_BELOW < self.threads.capacity() {
-            self.threads.shrink_to(self.threads.len() * 2);
-        }
-        if self.processes.len() * SHRINK_BELOW < self.processes.capacity() {
-            self.processes.shrink_to(self.processes.len() * 2);
-        }
+        prune(&mut self.threads, |thread| thread.round == round);
+        prune(&mut self.processes, |process| process.round == round);
     }
 }
 
 impl Reading<'_> {
     /// Takes in the record of one thread. A thread that is told twice counts once.
     pub(crate) fn add(&mut self, record: &TaskRecord) {
-        let past = self.tracker.threads.get(&record.tid).copied();
+        let past = self.tracker.threads.insert(record.tid, Thread::remember(record, self.tracker.round));
         let past = past.filter(|past| past.start_ns == record.start_boottime_ns);
-        if past.is_some_and(|past| past.round == self.tracker.round) {
+        if let Some(twice) = past.filter(|past| past.round == self.tracker.round) {
+            self.tracker.threads.insert(record.tid, twice);
             return;
         }
         let demand = self.demand(past, record);
-        self.tracker.threads.insert(record.tid, Thread::remember(record, self.tracker.round));
         let page_bytes = self.page_bytes;
         let draft = self.draft(record);
         draft.sample.demand += demand;

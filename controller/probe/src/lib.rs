@@ -24,6 +24,7 @@ pub mod btf;
 mod collector;
 mod delta;
 mod error;
+mod idmap;
 mod kernel;
 mod probe;
 mod procfs;

@@ -7,12 +7,16 @@
 
 mod parse;
 
-use crate::{ProbeError, State, collector::Collector, system::ticks_per_second};
+use crate::{
+    ProbeError, State,
+    collector::Collector,
+    idmap::{IdMap, prune},
+    system::ticks_per_second,
+};
 use mosix_ebpf::{TaskRecord, flags};
 use nix::unistd::getpid;
 use parse::{Schedstat, Stat, Status};
 use std::{
-    collections::HashMap,
     fmt::Write as _,
     fs::{self, File},
     io::{self, Read as _},
@@ -45,7 +49,7 @@ pub(crate) fn own_stat() -> Result<Stat, ProbeError> {
 pub(crate) struct ProcCollector {
     files: Files,
     tick_ns: u64,
-    known: HashMap<u32, Known>,
+    known: IdMap<Known>,
     round: u64,
     /// Records of the process at hand.
     group: Vec<TaskRecord>,
@@ -83,7 +87,7 @@ impl Files {
 
 impl ProcCollector {
     pub(crate) fn new() -> Self {
-        Self { files: Files::default(), tick_ns: tick_ns(), known: HashMap::new(), round: 0, group: Vec::new() }
+        Self { files: Files::default(), tick_ns: tick_ns(), known: IdMap::default(), round: 0, group: Vec::new() }
     }
 
     /// Reads one process with its threads into `group`. `None` if it vanished meanwhile.
@@ -197,10 +201,7 @@ impl Collector for ProcCollector {
             }
         }
         let round = self.round;
-        self.known.retain(|_, known| known.round == round);
-        if self.known.len() * 4 < self.known.capacity() {
-            self.known.shrink_to(self.known.len() * 2);
-        }
+        prune(&mut self.known, |known| known.round == round);
         Ok(())
     }
 

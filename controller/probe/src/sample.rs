@@ -1,6 +1,6 @@
 //! What a probe tells.
 
-use mosix_ebpf::{COMM_LEN, flags};
+use mosix_ebpf::{COMM_LEN, STATE_WAKING};
 use std::{fmt, ops::Deref};
 
 /// The processes of this node and what they did in the last period.
@@ -88,7 +88,7 @@ pub enum State {
 impl State {
     /// From the kernel's `__state` and `exit_state` bits.
     pub(crate) fn from_bits(state: u32, exit_state: u32) -> Self {
-        match (state & !flags::WAKING) | exit_state {
+        match (state & !STATE_WAKING) | exit_state {
             0 => Self::Running,
             bits if bits & 0x10 != 0 => Self::Dead,
             bits if bits & 0x20 != 0 => Self::Zombie,

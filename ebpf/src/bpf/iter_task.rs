@@ -64,9 +64,10 @@ fn describe(task: Object, record: &mut TaskRecord) -> bool {
     if record.tid == 0 {
         return false;
     }
-    let level: u32 = read(pid, off!(pid_level));
-    record.inner_tid = inner_number(pid, level);
+    let level: u32 = load(pid, off!(pid_level));
+    record.inner_tid = record.tid;
     if level > viewer.level {
+        record.inner_tid = inner_number(pid, level);
         record.flags |= flags::NESTED;
     }
     record.start_boottime_ns = load(task, off!(task_start_boottime));

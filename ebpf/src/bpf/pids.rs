@@ -27,7 +27,7 @@ impl Viewer {
         // SAFETY: no preconditions; the helper returns the running task.
         let task = unsafe { bpf_get_current_task_btf() } as Object;
         let pid: Object = load(task, off!(task_thread_pid));
-        let level: u32 = read(pid, off!(pid_level));
+        let level: u32 = load(pid, off!(pid_level));
         // In the initial namespace every pid has a number: no need to compare.
         let namespace = if level == 0 { 0 } else { read(entry(pid, level), off!(upid_ns)) };
         Self { level, namespace }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::error::{AdoptError, StubError};
 use crate::freezer::Freezer;
 use crate::inject::{self, Made, is_stop_signal};
+use crate::procfs;
 use crate::stub_image;
 use crate::sys::{self, End, SigInfo, Stop};
 use crate::tracee::{self, Failure, Injector};
@@ -26,7 +27,7 @@ pub(crate) const ORDER_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) const ADOPT_LIMIT: Duration = Duration::from_secs(15);
 
 /// A stop without effect is tried again: a SIGCONT may have undone it and be cancelled itself by another stop signal.
-const STOP_ATTEMPTS: u32 = 3;
+const STOP_ATTEMPTS: u32 = 100;
 
 /// The highest real-time signal.
 const CARRIER: i32 = 64;
@@ -74,6 +75,8 @@ struct Stub {
     swallow: Vec<i32>,
     /// In a group stop, by this signal.
     stopped_by: Option<i32>,
+    /// A SIGCONT continued it, but was not delivered yet: a stop signal may still cancel it.
+    owes_cont: bool,
 }
 
 impl Stub {
@@ -88,6 +91,10 @@ impl Stub {
     fn foreign_signal(&mut self, pid: i32, info: &SigInfo) {
         if info.signo == libc::SIGCONT {
             self.stopped_by = None;
+            self.owes_cont = false;
+        } else if is_stop_signal(info.signo) && std::mem::take(&mut self.owes_cont) {
+            // The kernel dropped the SIGCONT for this, but it did continue the stub: so the guest must continue, too.
+            self.report(pid, event_of(&info.with_signal(libc::SIGCONT)));
         }
         if let Some(place) = self.swallow.iter().position(|signal| *signal == info.signo) {
             self.swallow.swap_remove(place);
@@ -140,7 +147,7 @@ impl Keeper {
         let pid = made.pid;
         let mut swallow = member.swallow;
         swallow.retain(|signal| (1..=64).contains(signal) && made.pending >> (signal - 1) & 1 == 1);
-        let mut stub = Stub { on_event: member.on_event, swallow, stopped_by: None };
+        let mut stub = Stub { on_event: member.on_event, swallow, stopped_by: None, owes_cont: false };
         made.kept.iter().for_each(|info| stub.foreign_signal(pid, info));
         self.stubs.insert(pid, stub);
         go_on(pid, sys::resume(pid, 0));
@@ -229,11 +236,14 @@ impl Keeper {
             if self.try_stop(pid, signal, deadline)? {
                 return Ok(());
             }
+            if signal != libc::SIGSTOP && procfs::in_orphaned_group(pid) {
+                return Err(StubError::Orphaned { pid, signal });
+            }
         }
-        Err(StubError::Orphaned { pid, signal })
+        Err(StubError::Timeout { pid })
     }
 
-    /// False if the stop had no effect, and no SIGCONT explains that.
+    /// False if the stop had no effect, and no SIGCONT that is still to be reported explains that.
     fn try_stop(&mut self, pid: i32, signal: i32, deadline: Instant) -> Result<bool, StubError> {
         self.carry(pid, deadline)?;
         resume(pid, signal)?;
@@ -242,8 +252,10 @@ impl Keeper {
         loop {
             match self.next(pid, deadline)? {
                 Some(Stop::Event { event: libc::PTRACE_EVENT_STOP, signal: shown }) => {
-                    let continued = is_pending(pid, libc::SIGCONT);
-                    self.stub(pid)?.group_stop(pid, shown);
+                    let continued = !is_stop_signal(shown) && is_pending(pid, libc::SIGCONT);
+                    let stub = self.stub(pid)?;
+                    stub.owes_cont |= continued;
+                    stub.group_stop(pid, shown);
                     return Ok(is_stop_signal(shown) || continued);
                 }
                 _ => resume(pid, 0)?,
@@ -267,7 +279,9 @@ impl Keeper {
                 _ => resume(pid, 0)?,
             }
             // by our signal, or by one of somebody else that it merged with
-            if self.stub(pid)?.stopped_by.is_none() {
+            let stub = self.stub(pid)?;
+            if stub.stopped_by.is_none() {
+                stub.owes_cont = false; // the guest runs already
                 return Ok(());
             }
         }
@@ -356,7 +370,8 @@ impl Stub {
     /// A stop by job control, or the end of one.
     fn group_stop(&mut self, pid: i32, signal: i32) {
         let stopped = is_stop_signal(signal);
-        self.stopped_by = stopped.then_some(signal);
+        let before = std::mem::replace(&mut self.stopped_by, stopped.then_some(signal));
+        self.owes_cont |= before.is_some() && !stopped;
         // LISTEN: stays stopped, and tells us of a SIGCONT; the parent sees an ordinary stopped child
         go_on(pid, if stopped { sys::listen(pid) } else { sys::resume(pid, 0) });
     }
@@ -399,5 +414,5 @@ fn ends_by_default(signal: i32) -> bool {
 }
 
 fn is_pending(pid: i32, signal: i32) -> bool {
-    crate::procfs::status(pid).is_ok_and(|status| status.pending >> (signal - 1) & 1 == 1)
+    procfs::status(pid).is_ok_and(|status| status.pending >> (signal - 1) & 1 == 1)
 }

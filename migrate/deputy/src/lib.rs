@@ -32,7 +32,7 @@
 //!
 //! * No thread may call `waitpid(-1)` or `wait()` without `__WNOTHREAD`: it would take the watcher's events.
 //! * The process gets a SIGCHLD for each ptrace stop, as any tracer does: a handler must look by pid whose it is.
-//! * A child of the daemon's own process cannot be adopted ([`AdoptError::OwnChild`]): to the kernel tracer
+//! * A child of the daemon's own process cannot be adopted ([`AdoptReason::OwnChild`]): to the kernel tracer
 //!   and parent would be the same, and job control would be hidden from the parent.
 //! * Not for a memory map, descriptor table or tree shared with processes outside the group: whoever
 //!   chooses what to migrate must have refused those.

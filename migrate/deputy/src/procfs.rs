@@ -41,6 +41,27 @@ fn parse_status(text: &str) -> Status {
     status
 }
 
+/// Parent, process group and session.
+fn family(pid: i32) -> Option<(i32, i32, i32)> {
+    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let mut words = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = words.next()?;
+    let mut number = || words.next()?.parse().ok();
+    let family = (number()?, number()?, number()?);
+    (state != "Z").then_some(family)
+}
+
+/// Whether nobody in its session could continue its process group: the kernel then ignores terminal stops. Looks at all processes.
+pub(crate) fn in_orphaned_group(pid: i32) -> bool {
+    let Some((_, group, session)) = family(pid) else { return false };
+    let all = numbers("/proc").unwrap_or_default();
+    let guarded = |(parent, its_group, _): (i32, i32, i32)| {
+        its_group == group && parent > 1 && family(parent).is_some_and(|(_, other, its_session)| other != group && its_session == session)
+    };
+    !all.into_iter().filter_map(family).any(guarded)
+}
+
 /// Thread ids of a process.
 pub(crate) fn threads(pid: i32) -> io::Result<Vec<i32>> {
     numbers(&format!("/proc/{pid}/task"))

@@ -69,6 +69,11 @@ pub(crate) struct SigInfo {
 }
 
 impl SigInfo {
+    /// Another signal of the same sender.
+    pub(crate) fn with_signal(self, signo: i32) -> SigInfo {
+        SigInfo { signo, ..self }
+    }
+
     /// A signal as `sigqueue()` would send it from this process.
     pub(crate) fn queued(signo: i32, value: u64) -> SigInfo {
         let pid = std::process::id() as i32;

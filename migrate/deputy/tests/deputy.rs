@@ -482,18 +482,20 @@ fn deputy_image_pauses_and_dies_by_signal() {
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
 }
 
-/// Calls `send` over and over until `work` is done.
+/// Calls `send` once, and then over and over until `work` is done.
 fn meanwhile<T>(send: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
     let done = std::sync::atomic::AtomicBool::new(false);
+    send();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::SeqCst) {
                 send();
             }
         });
-        let result = work();
+        // the sender must end in any case, or a failing test would hang
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         done.store(true, std::sync::atomic::Ordering::SeqCst);
-        result
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

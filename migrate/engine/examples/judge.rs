@@ -7,11 +7,7 @@ use mosix_engine::facts::{Own, collect};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).peekable();
-    let runs = if arguments.next_if_eq("-n").is_some() {
-        arguments.next().and_then(|runs| runs.parse().ok()).unwrap_or(1u32)
-    } else {
-        1
-    };
+    let runs = if arguments.next_if_eq("-n").is_some() { arguments.next().and_then(|runs| runs.parse().ok()).unwrap_or(1u32) } else { 1 };
     let own = match Own::collect(&[]) {
         Ok(own) => own,
         Err(error) => return println!("{error}"),

@@ -101,7 +101,10 @@ fn a_plain_sleeper_moves() {
     let Some(_alone) = alone() else { return };
     let child = sleeper(|_| {});
     let facts = facts_of(child.pid(), "sleep");
-    assert_eq!((facts.ppid, facts.cmdline.as_slice()), (std::process::id().cast_signed(), ["sleep".to_owned(), "60".to_owned()].as_slice()));
+    assert_eq!(
+        (facts.ppid, facts.cmdline.as_slice()),
+        (std::process::id().cast_signed(), ["sleep".to_owned(), "60".to_owned()].as_slice())
+    );
     assert!(facts.memory_bytes > 100_000 && facts.exe.leads_there && facts.fds.len() == 3, "{facts:?}");
     let plan = plan(&facts);
     assert_eq!((plan.channels, plan.tty, plan.tids), (vec![], None, vec![child.pid()]));
@@ -212,7 +215,9 @@ fn sockets_locks_and_stops() {
     let child = sleeper(|command| {
         command.stdin(OwnedFd::from(one));
     });
-    assert!(matches!(only_reason(&facts_of(child.pid(), "sleep")), Refusal::Socket { fd: 0, ref protocol } if protocol.starts_with("UNIX")));
+    assert!(
+        matches!(only_reason(&facts_of(child.pid(), "sleep")), Refusal::Socket { fd: 0, ref protocol } if protocol.starts_with("UNIX"))
+    );
 
     let file = tempfile::NamedTempFile::new().expect("a file");
     file.as_file().lock().expect("a lock");

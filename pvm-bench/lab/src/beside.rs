@@ -13,9 +13,6 @@ pub fn find_beside(program: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(failed("finding this program's path"))?;
     let places = own.ancestors().skip(1).take(2).map(|dir| dir.join(program));
     places.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        LabError::Spec(format!(
-            "the program `{program}` is not beside {}; build the workspace's programs first",
-            own.display()
-        ))
+        LabError::Spec(format!("the program `{program}` is not beside {}; build the workspace's programs first", own.display()))
     })
 }

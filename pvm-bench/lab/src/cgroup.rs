@@ -83,7 +83,8 @@ impl Hierarchy {
             (Some(cpu), Some(account)) => Ok(Self { cpu, account, unified, is_v2: false }),
             (Some(_), None) => Err(LabError::NoCpuController("version 1 has `cpu` but not `cpuacct` mounted".into())),
             (None, _) => Err(LabError::NoCpuController(
-                "neither version 2 nor a mounted version 1 hierarchy has it; inside a container, delegate it (systemd: Delegate=cpu)".into(),
+                "neither version 2 nor a mounted version 1 hierarchy has it; inside a container, delegate it (systemd: Delegate=cpu)"
+                    .into(),
             )),
         }
     }
@@ -192,8 +193,7 @@ impl CpuGroup {
     /// # Errors
     /// If it cannot be read.
     pub fn usage(&self) -> Result<Duration> {
-        let (file, key, unit_ns) =
-            if self.is_v2 { ("cpu.stat", Some("usage_usec"), 1_000) } else { ("cpuacct.usage", None, 1) };
+        let (file, key, unit_ns) = if self.is_v2 { ("cpu.stat", Some("usage_usec"), 1_000) } else { ("cpuacct.usage", None, 1) };
         let path = self.account.join(file);
         let text = fs::read_to_string(&path).map_err(failed(format!("reading {}", path.display())))?;
         let number = match key {
@@ -273,11 +273,7 @@ mod tests {
     fn version_1_gets_the_right_values_in_the_right_files() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name).display().to_string();
-        let text = format!(
-            "1 0 0:1 / {} rw - cgroup cgroup rw,cpu\n2 0 0:2 / {} rw - cgroup cgroup rw,cpuacct\n",
-            at("cpu"),
-            at("acct")
-        );
+        let text = format!("1 0 0:1 / {} rw - cgroup cgroup rw,cpu\n2 0 0:2 / {} rw - cgroup cgroup rw,cpuacct\n", at("cpu"), at("acct"));
         let found = Hierarchy::from_mountinfo(&text).unwrap();
         found.create_parent("t").unwrap();
         let group = found.group("t", "node1");

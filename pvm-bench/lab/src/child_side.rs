@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::SigSet;
 use nix::unistd::{self, ForkResult, Gid, Pid, Uid, User};
 
 use crate::proto::{ExecRequest, RunAs};
+use crate::sys;
 
 /// Where programs are looked up if the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -68,8 +69,8 @@ impl Plan {
 
     /// Starts it; returns its pid in the node.
     pub(crate) fn start(self) -> io::Result<Pid> {
-        // SAFETY: the holder has a single thread, so the child may use everything, allocation too.
-        match unsafe { unistd::fork() }? {
+        // The holder has a single thread, so the child may use everything.
+        match sys::fork()? {
             ForkResult::Parent { child } => Ok(child),
             ForkResult::Child => {
                 let Err((stage, error)) = self.become_program();
@@ -95,8 +96,7 @@ impl Plan {
         cpus.set(self.cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).map_err(at("pinning"))?;
         std::env::set_current_dir(&self.cwd).map_err(|error| ("entering the folder of", errno(&error)))?;
         SigSet::empty().thread_set_mask().map_err(at("resetting the signals of"))?;
-        // SAFETY: sets a default action; no handler code of ours is involved.
-        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(at("resetting the signals of"))?;
+        sys::default_sigpipe().map_err(at("resetting the signals of"))?;
         if let Some(run_as) = self.run_as {
             drop_to(run_as).map_err(at("changing the user of"))?;
         }

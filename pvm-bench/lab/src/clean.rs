@@ -45,9 +45,7 @@ fn remove_dir(dir: &Path) -> Result<()> {
         }
     }
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(failed(format!("removing {}", dir.display()))(error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(format!("removing {}", dir.display()))(error)),
         _ => Ok(()),
     }
 }
@@ -82,7 +80,7 @@ pub(crate) fn take_down(id: &str, lab_dir: &Path) -> Result<bool> {
     let dir = lock::recorded_dir(id).unwrap_or_else(|| lab_dir.to_path_buf());
     let deadline = Instant::now() + PATIENCE;
     let mut asked = false;
-    let mut lock = loop {
+    let lock = loop {
         if let Some(lock) = LabLock::try_take(id)? {
             break lock;
         }
@@ -105,6 +103,6 @@ pub(crate) fn take_down(id: &str, lab_dir: &Path) -> Result<bool> {
         }
         Err(error) => return Err(error),
     };
-    lock.record(Path::new(""))?;
+    lock.forget();
     Ok(found)
 }

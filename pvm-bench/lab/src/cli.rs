@@ -108,7 +108,7 @@ struct ExecArgs {
     /// Run it as this user
     #[arg(long, short)]
     user: Option<String>,
-    /// Return at once; the command goes on
+    /// Print the command's pid in the node and return; it goes on, with /dev/null as its streams
     #[arg(long)]
     detach: bool,
     /// Node name, or `switch`
@@ -178,7 +178,7 @@ fn exec(lab: &Lab, args: ExecArgs) -> anyhow::Result<ExitCode> {
         exec = exec.run_as(uid, gid);
     }
     if args.detach {
-        let child = lab.node(&args.node)?.spawn(exec.detached().inherit_streams()?)?;
+        let child = lab.node(&args.node)?.spawn(exec.detached())?;
         println!("{}", child.pid());
         return Ok(ExitCode::SUCCESS);
     }

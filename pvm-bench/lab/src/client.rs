@@ -148,7 +148,8 @@ impl Node {
         spawn(&self.name, &self.dir, exec)
     }
 
-    /// Runs a program to its end; its status, and the first MiB of its stdout and stderr.
+    /// Runs a program to its end; its status, and the first MiB of its stdout and stderr. Waits until both are closed: not
+    /// for programs that leave others behind.
     ///
     /// # Errors
     /// As [`Self::spawn`], and if the node goes away.
@@ -178,15 +179,7 @@ fn spawn(node: &str, node_dir: &Path, exec: Exec) -> Result<Child> {
     let fds: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
     let waits = exec.request.wait;
     proto::send(&stream, &Request::Exec(Box::new(exec.request)), &fds)?;
-    let mut child = Child {
-        node: node.into(),
-        stream,
-        reader: Reader::default(),
-        pid: 0,
-        pid_outside: None,
-        status: None,
-        waits,
-    };
+    let mut child = Child { node: node.into(), stream, reader: Reader::default(), pid: 0, pid_outside: None, status: None, waits };
     match child.next_reply(Some(START_PATIENCE))? {
         Some(Reply::Started { pid }) => {
             child.pid = pid;

@@ -24,13 +24,13 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{self, ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
 use crate::child_side::Plan;
 use crate::error::{LabError, Result, failed};
 use crate::proto::{self, ExecRequest, Reader, Received, Reply, Request, RunAs};
+use crate::sys;
 
 /// Most clients at once; more wait in the listen queue.
 const MAX_CLIENTS: usize = 1024;
@@ -66,16 +66,11 @@ impl HolderConfig {
 pub fn run(node_dir: &Path) -> Result<()> {
     let path = node_dir.join(HolderConfig::FILE);
     let text = fs::read(&path).map_err(failed(format!("reading {}", path.display())))?;
-    let config: HolderConfig =
-        serde_json::from_slice(&text).map_err(|error| LabError::Protocol(format!("{}: {error}", path.display())))?;
-    let flags = CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC;
+    let config: HolderConfig = serde_json::from_slice(&text).map_err(|error| LabError::Protocol(format!("{}: {error}", path.display())))?;
+    let flags =
+        CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
     unshare(flags).map_err(failed("making namespaces"))?;
-    // SAFETY: this program has started no threads.
-    match unsafe { unistd::fork() }.map_err(failed("forking the node's first process"))? {
+    match sys::fork().map_err(failed("forking the node's first process"))? {
         ForkResult::Parent { child } => {
             println!("pid {child}");
             Ok(())
@@ -127,8 +122,8 @@ impl Holder {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         signals.thread_block().map_err(failed("blocking SIGCHLD"))?;
-        let children = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .map_err(failed("making a signalfd"))?;
+        let children =
+            SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(failed("making a signalfd"))?;
         let listener = proto::listen(node_dir).map_err(failed("binding the node's socket"))?;
         listener.set_nonblocking(true).map_err(failed("setting up the node's socket"))?;
         // Ordinary users in a node may use rsh; see `allow`.
@@ -161,10 +156,7 @@ impl Holder {
     fn poll(&self) -> Result<Ready> {
         let accepts = if self.clients.len() < MAX_CLIENTS { PollFlags::POLLIN } else { PollFlags::empty() };
         let (ids, clients): (Vec<u64>, Vec<&Client>) = self.clients.iter().unzip();
-        let mut fds = vec![
-            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), accepts),
-        ];
+        let mut fds = vec![PollFd::new(self.children.as_fd(), PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), accepts)];
         fds.extend(clients.iter().map(|client| PollFd::new(client.stream.as_fd(), PollFlags::POLLIN)));
         if let Some(lifeline) = &self.lifeline {
             fds.push(PollFd::new(lifeline.as_fd(), PollFlags::POLLIN));
@@ -228,7 +220,7 @@ impl Holder {
     /// Collects everything that ended, orphans too, and tells who waits for it.
     fn reap(&mut self) {
         while matches!(self.children.read_signal(), Ok(Some(_))) {}
-        while let Some((pid, status)) = reap_one() {
+        while let Some((pid, status)) = sys::reap_one() {
             let waiting = self.clients.iter().find(|(_, client)| client.job == Some(pid)).map(|(id, _)| *id);
             if let Some(client) = waiting.and_then(|id| self.clients.remove(&id)) {
                 let _ = proto::send(&client.stream, &Reply::Exited { status }, &[]);
@@ -254,14 +246,6 @@ impl Client {
             }
         }
     }
-}
-
-/// Reaps one child; the raw status, because nix's form loses it.
-fn reap_one() -> Option<(Pid, i32)> {
-    let mut status = 0;
-    // SAFETY: the pointer is to a live integer.
-    let pid = unsafe { nix::libc::waitpid(-1, &raw mut status, WaitPidFlag::WNOHANG.bits()) };
-    (pid > 0).then_some((Pid::from_raw(pid), status))
 }
 
 /// Starts what a client asks for; `false` if the client needs nothing more.
@@ -318,8 +302,7 @@ fn make_view(config: &HolderConfig, node_dir: &Path) -> Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(failed("mounting the node's /proc"))?;
     unistd::sethostname(&config.name).map_err(failed("setting the host name"))?;
     let bind = |from: &Path, to: &Path| {
-        mount(Some(from), to, none, MsFlags::MS_BIND, none)
-            .map_err(failed(format!("showing {} as {}", from.display(), to.display())))
+        mount(Some(from), to, none, MsFlags::MS_BIND, none).map_err(failed(format!("showing {} as {}", from.display(), to.display())))
     };
     bind(&config.hosts, Path::new("/etc/hosts"))?;
     bind(&node_dir.join("private"), &config.private_dir)?;

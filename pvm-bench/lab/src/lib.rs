@@ -40,6 +40,7 @@ mod spec;
 mod start;
 pub mod state;
 mod stop;
+mod sys;
 mod usage;
 
 pub use beside::find_beside;

@@ -6,15 +6,16 @@
 //! [`Reply::Exited`]. Frames are bounded by [`MAX_FRAME_BYTES`], descriptors by [`MAX_FDS`].
 
 use std::ffi::OsString;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{LabError, Result, failed};
+use crate::sys;
 
 /// Longest frame: arguments and environment of one program; Linux's own limit is of this order.
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
@@ -124,25 +125,12 @@ impl Reader {
     /// Reads once from the socket.
     pub(crate) fn receive(&mut self, stream: &UnixStream) -> io::Result<Received> {
         let mut chunk = [0_u8; 16 << 10];
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
-        let mut slices = [IoSliceMut::new(&mut chunk)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = match recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            Ok(message) => message,
-            Err(nix::errno::Errno::EAGAIN) => return Ok(Received::Nothing),
-            Err(error) => return Err(error.into()),
+        let (bytes, fds) = match sys::receive(stream, &mut chunk) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
+            Err(error) => return Err(error),
         };
-        let mut raw = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                raw.extend(fds);
-            }
-        }
-        let bytes = message.bytes;
-        for fd in raw {
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-            self.fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
+        self.fds.extend(fds);
         // Descriptors nobody asked for are closed at once, so that a client cannot fill our table.
         self.fds.truncate(MAX_FDS);
         self.buffer.extend_from_slice(&chunk[..bytes]);

@@ -86,11 +86,8 @@ fn run_one(lab: &Lab, burn: &Path, t_s: f64, per_node: usize, stop: &StopFlag) -
             }
         }
     }
-    let percents: Vec<f64> = burners
-        .iter()
-        .filter_map(|burner| burner.took)
-        .map(|took| (took.as_secs_f64() / expected_s - 1.0) * 100.0)
-        .collect();
+    let percents: Vec<f64> =
+        burners.iter().filter_map(|burner| burner.took).map(|took| (took.as_secs_f64() / expected_s - 1.0) * 100.0).collect();
     Ok(SelfTestRow {
         per_node,
         expected_s,

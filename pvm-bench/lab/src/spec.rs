@@ -91,9 +91,7 @@ impl Default for LabSpec {
 /// `.lab` in the workspace that contains the current folder, else in the current folder itself.
 pub fn default_run_dir() -> PathBuf {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/run/mosix"));
-    let is_workspace = |dir: &Path| {
-        std::fs::read_to_string(dir.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
-    };
+    let is_workspace = |dir: &Path| std::fs::read_to_string(dir.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"));
     here.ancestors().find(|dir| is_workspace(dir)).unwrap_or(&here).join(".lab")
 }
 
@@ -110,9 +108,8 @@ impl LabSpec {
                 let slow = self.slow.iter().find(|slow| (slow.first..=slow.last).contains(&number));
                 let relative = slow.map_or(1.0, |slow| slow.factor);
                 let speed = self.speed * relative;
-                let quota = Quota::for_speed(speed).ok_or_else(|| {
-                    LabError::Spec(format!("node {number} would have {speed} of a core; it must be within 0.001 and 1"))
-                })?;
+                let quota = Quota::for_speed(speed)
+                    .ok_or_else(|| LabError::Spec(format!("node {number} would have {speed} of a core; it must be within 0.001 and 1")))?;
                 Ok((quota, relative))
             })
             .collect()
@@ -124,8 +121,7 @@ impl LabSpec {
         if !(1..=MAX_NODES).contains(&self.nodes) {
             return Err(LabError::Spec(format!("{} nodes; it must be 1 to {MAX_NODES}", self.nodes)));
         }
-        let prefix_ok = self.name_prefix.bytes().all(|byte| byte.is_ascii_lowercase())
-            && (1..=16).contains(&self.name_prefix.len());
+        let prefix_ok = self.name_prefix.bytes().all(|byte| byte.is_ascii_lowercase()) && (1..=16).contains(&self.name_prefix.len());
         if !prefix_ok || self.name_prefix == crate::state::SWITCH {
             return Err(LabError::Spec(format!("node name prefix `{}`; use 1 to 16 letters a-z", self.name_prefix)));
         }

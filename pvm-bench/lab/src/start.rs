@@ -64,10 +64,7 @@ pub(crate) fn make_files(state: &State, spec: &LabSpec, program: &Path) -> Resul
     write(&hosts_file, format!("127.0.0.1 localhost\n{hosts}"))?;
     make_dir(&state.switch.private_dir)?;
     let run_dir = absolute(&spec.run_dir)?;
-    let env = vec![
-        ("MOSIX_LAB_RUN_DIR".to_owned(), run_dir.display().to_string()),
-        ("MOSIX_LAB_ID".to_owned(), state.id.clone()),
-    ];
+    let env = [("MOSIX_LAB_RUN_DIR".to_owned(), run_dir.display().to_string()), ("MOSIX_LAB_ID".to_owned(), state.id.clone())];
     write_rsh(state, &run_dir, program)?;
     state.hierarchy.create_parent(&state.id)?;
     for node in state.all() {
@@ -99,12 +96,7 @@ pub(crate) fn make_files(state: &State, spec: &LabSpec, program: &Path) -> Resul
 /// A program that PVM, mpirun and parallel can call as their `rsh`.
 fn write_rsh(state: &State, run_dir: &Path, program: &Path) -> Result<()> {
     let quote = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
-    let script = format!(
-        "#!/bin/sh\nexec {} --run-dir {} --id {} rsh \"$@\"\n",
-        quote(program),
-        quote(run_dir),
-        state.id
-    );
+    let script = format!("#!/bin/sh\nexec {} --run-dir {} --id {} rsh \"$@\"\n", quote(program), quote(run_dir), state.id);
     make_dir(&state.dir.join("bin"))?;
     let path = rsh_path(&state.dir);
     write(&path, script)?;

@@ -123,14 +123,7 @@ pub struct State {
 
 impl State {
     /// A state that names everything to be made.
-    pub(crate) fn new(
-        id: &str,
-        dir: &Path,
-        owner: ProcessId,
-        hierarchy: Hierarchy,
-        nodes: Vec<Node>,
-        switch: Node,
-    ) -> Self {
+    pub(crate) fn new(id: &str, dir: &Path, owner: ProcessId, hierarchy: Hierarchy, nodes: Vec<Node>, switch: Node) -> Self {
         // `keep` is set when the lab is complete: one that was interrupted half way is to be cleaned by the next `up`.
         let keep = false;
         Self { version: VERSION, id: id.into(), dir: dir.into(), keep, owner, hierarchy, nodes, switch }
@@ -158,9 +151,12 @@ impl State {
         }
         let text = fs::read(&path).map_err(failed(reading()))?;
         let state: Self = serde_json::from_slice(&text)
-            .map_err(|error| LabError::Protocol(format!("{}: {error}", path.display())))?;
+            .map_err(|error| LabError::Protocol(format!("{}: {error}; remove that folder by hand", path.display())))?;
         if state.version != VERSION {
-            return Err(LabError::Protocol(format!("{} is of another version of this program", path.display())));
+            return Err(LabError::Protocol(format!(
+                "{} is of another version of this program; take it down with that one",
+                path.display()
+            )));
         }
         Ok(state)
     }
@@ -183,11 +179,7 @@ impl State {
     pub(crate) fn find(&self, name: &str) -> Result<&Node> {
         self.all().find(|node| node.name == name || node.ip.to_string() == name).ok_or_else(|| {
             let label = |node: Option<&Node>| node.map(|node| node.name.clone()).unwrap_or_default();
-            LabError::NoSuchNode {
-                name: name.into(),
-                first: label(self.nodes.first()),
-                last: label(self.nodes.last()),
-            }
+            LabError::NoSuchNode { name: name.into(), first: label(self.nodes.first()), last: label(self.nodes.last()) }
         })
     }
 }

@@ -81,8 +81,7 @@ type Pack = unsafe extern "C" fn(*const f64, c_int, c_int) -> c_int;
 type Unpack = unsafe extern "C" fn(*mut f64, c_int, c_int) -> c_int;
 type UnpackInt = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 type BufInfo = unsafe extern "C" fn(c_int, *mut c_int, *mut c_int, *mut c_int) -> c_int;
-type Spawn =
-    unsafe extern "C" fn(*const c_char, *const *const c_char, c_int, *const c_char, c_int, *mut c_int) -> c_int;
+type Spawn = unsafe extern "C" fn(*const c_char, *const *const c_char, c_int, *const c_char, c_int, *mut c_int) -> c_int;
 type Config = unsafe extern "C" fn(*mut c_int, *mut c_int, *mut *mut HostInfo) -> c_int;
 type Notify = unsafe extern "C" fn(c_int, c_int, c_int, *const c_int) -> c_int;
 
@@ -164,14 +163,11 @@ impl Pvm {
         let wanted = wanted.ok_or_else(|| PvmError::Argument(format!("{count} tasks")))?;
         let name = text(program)?;
         let args = args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
-        let pointers: Vec<*const c_char> =
-            args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+        let pointers: Vec<*const c_char> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
         let mut tids: Vec<c_int> = vec![0; count];
         let spawn = self.function::<Spawn>("pvm_spawn")?;
         // SAFETY: the strings live until the call returns, the list of arguments ends with NULL, and `tids` has room for `wanted`.
-        let started = unsafe {
-            spawn(name.as_ptr(), pointers.as_ptr(), TASK_DEFAULT, std::ptr::null(), wanted, tids.as_mut_ptr())
-        };
+        let started = unsafe { spawn(name.as_ptr(), pointers.as_ptr(), TASK_DEFAULT, std::ptr::null(), wanted, tids.as_mut_ptr()) };
         if started == wanted {
             return Ok(tids);
         }

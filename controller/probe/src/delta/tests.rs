@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
@@ -129,6 +130,17 @@ fn a_reused_pid_starts_anew() {
     let p = sample(&mut tracker, 21 * SECOND, &[new]).processes.remove(0);
     assert_eq!((p.cpu_ns, p.wait_ns, p.start_time_ns), (MS, 0, 21 * SECOND));
     assert!((p.demand - 0.001).abs() < 1e-9);
+}
+
+#[test]
+fn a_record_that_comes_twice_counts_once() {
+    let mut tracker = Tracker::default();
+    let mut record = process(7);
+    sample(&mut tracker, SECOND, &[record]);
+    record.run_ns = 100 * MS;
+    let again = TaskRecord { run_ns: 110 * MS, ..record };
+    assert_eq!(sample(&mut tracker, 2 * SECOND, &[record, again]).processes[0].cpu_ns, 100 * MS);
+    assert_eq!(sample(&mut tracker, 3 * SECOND, &[again]).processes[0].cpu_ns, 110 * MS);
 }
 
 #[test]

@@ -138,7 +138,9 @@ mod tests {
 
     #[test]
     fn status_of_a_nested_process() {
-        let status = Status::parse(b"Name:\tx\nUid:\t1000\t0\t0\t0\nNSpid:\t42\t7\t1\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t6\n");
+        let status = Status::parse(
+            b"Name:\tx\nUid:\t1000\t0\t0\t0\nNSpid:\t42\t7\t1\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t6\n",
+        );
         assert_eq!(status, Status { uid: 1000, inner_pid: Some(1), nested: true, nvcsw: 5, nivcsw: 6 });
         assert_eq!(Status::parse(b"NSpid:\t42\n").inner_pid, Some(42));
         assert!(!Status::parse(b"NSpid:\t42\n").nested);

@@ -23,8 +23,8 @@ fn bpf_and_proc_agree() {
     wait_for("some CPU time", || crate::help::schedstat(burner.pid()).0 > 20_000_000);
     let children = [burner, Guard::spawn(&mut other_user), Guard::spawn(Command::new("setsid").args(["sleep", "1000"]))];
     for child in &children {
-        let exe = format!("/proc/{}/comm", child.pid());
-        wait_for("exec", || fs::read_to_string(&exe).unwrap().trim() != "setsid" && !fs::read_to_string(&exe).unwrap().contains("live"));
+        let comm = || fs::read_to_string(format!("/proc/{}/comm", child.pid())).unwrap();
+        wait_for("setsid to run sleep", || comm().trim() != "setsid");
         child.stop();
     }
     let (a, b) = (bpf.sample().unwrap(), proc.sample().unwrap());

@@ -16,29 +16,29 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A child that does not outlive its test.
-pub struct Guard(pub Child);
+pub(crate) struct Guard(Child);
 
 impl Guard {
-    pub fn spawn(command: &mut Command) -> Self {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
     /// A shell that runs `script`; `exec` in it keeps the pid.
-    pub fn shell(script: &str) -> Self {
+    pub(crate) fn shell(script: &str) -> Self {
         Self::spawn(Command::new("sh").args(["-c", script]))
     }
 
     /// Burns CPU for ever.
-    pub fn burner() -> Self {
+    pub(crate) fn burner() -> Self {
         Self::shell("while :; do :; done")
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
     /// Stops it and waits until it stands still: then its counters do too.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         kill(Pid::from_raw(self.pid() as i32), Signal::SIGSTOP).unwrap();
         wait_for("the child to stop", || state(self.pid()) == Some('T'));
     }
@@ -52,7 +52,7 @@ impl Drop for Guard {
 }
 
 /// Waits until `done`; gives up after a minute.
-pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < PATIENCE, "gave up waiting for {what}");
@@ -61,7 +61,7 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// All probes that work here. Says if BPF is left out.
-pub fn probes() -> Vec<Box<dyn Probe>> {
+pub(crate) fn probes() -> Vec<Box<dyn Probe>> {
     let bpf = mosix_probe::open_bpf();
     if let Err(why) = &bpf {
         println!("skipped: BPF: {why}");
@@ -70,35 +70,35 @@ pub fn probes() -> Vec<Box<dyn Probe>> {
 }
 
 /// The process with this pid.
-pub fn find(sample: &Sample, pid: u32) -> &ProcessSample {
+pub(crate) fn find(sample: &Sample, pid: u32) -> &ProcessSample {
     try_find(sample, pid).unwrap_or_else(|| panic!("{pid} is not in the sample"))
 }
 
-pub fn try_find(sample: &Sample, pid: u32) -> Option<&ProcessSample> {
+pub(crate) fn try_find(sample: &Sample, pid: u32) -> Option<&ProcessSample> {
     sample.processes.iter().find(|process| process.pid == pid)
 }
 
 /// State letter of `/proc/PID/stat`.
-pub fn state(pid: u32) -> Option<char> {
+pub(crate) fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Run and wait of `/proc/PID/schedstat`, in ns.
-pub fn schedstat(pid: u32) -> (u64, u64) {
+pub(crate) fn schedstat(pid: u32) -> (u64, u64) {
     let content = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
     let words: Vec<u64> = content.split_whitespace().map(|word| word.parse().unwrap()).collect();
     (words[0], words[1])
 }
 
 /// Length of a clock tick in ns.
-pub fn tick_ns() -> u64 {
+pub(crate) fn tick_ns() -> u64 {
     1_000_000_000 / nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap() as u64
 }
 
 /// By how many bytes the kernel's memory counters may be behind: a batch for each CPU and counter, and the same again
 /// for the file it is compared with.
-pub fn memory_slack_bytes(sample: &Sample) -> u64 {
+pub(crate) fn memory_slack_bytes(sample: &Sample) -> u64 {
     let batch = u64::from(sample.cpus * 2).max(32);
     2 * 3 * batch * u64::from(sample.cpus) * 4096
 }

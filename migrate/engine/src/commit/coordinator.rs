@@ -352,7 +352,9 @@ impl Coordinator {
                 Ok(vec![Action::KillGuest, Action::Report(Report::Ended)])
             }
             // Too late, doubled or overtaken. Failed is from before the copy was prepared, by a node that has since restarted.
-            Event::LinkLost | Event::Accepted | Event::Refused { .. } | Event::Dumped | Event::Failed { .. } | Event::Logged(_) => Ok(Vec::new()),
+            Event::LinkLost | Event::Accepted | Event::Refused { .. } | Event::Dumped | Event::Failed { .. } | Event::Logged(_) => {
+                Ok(Vec::new())
+            }
             event => Err(unexpected(self.state, event)),
         }
     }
@@ -389,7 +391,13 @@ impl Coordinator {
 
     fn aborting(&mut self, event: Event) -> Result<Vec<Action>, ProtocolError> {
         match event {
-            Event::AbortAcked | Event::LinkLost | Event::Refused { .. } | Event::Failed { .. } | Event::NeverRan { .. } | Event::Unknown | Event::Fenced => {
+            Event::AbortAcked
+            | Event::LinkLost
+            | Event::Refused { .. }
+            | Event::Failed { .. }
+            | Event::NeverRan { .. }
+            | Event::Unknown
+            | Event::Fenced => {
                 self.acked = true;
             }
             Event::Logged(Record::Aborted) | Event::LogFailed { .. } => self.must_log = false,

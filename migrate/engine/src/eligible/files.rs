@@ -149,9 +149,7 @@ fn sharer(fd: &Fd) -> Option<&Holder> {
 
 fn pipe(ends: &[&Fd]) -> Result<Option<Channel>, Refusal> {
     let Some(first) = ends.first() else { return Ok(None) };
-    let access = |wanted: i32| {
-        ends.iter().any(|fd| fd.flags & libc::O_ACCMODE == wanted || fd.flags & libc::O_ACCMODE == libc::O_RDWR)
-    };
+    let access = |wanted: i32| ends.iter().any(|fd| fd.flags & libc::O_ACCMODE == wanted || fd.flags & libc::O_ACCMODE == libc::O_RDWR);
     let (reads, writes) = (access(libc::O_RDONLY), access(libc::O_WRONLY));
     let outside = ends.iter().flat_map(|fd| &fd.holders).next();
     if reads && writes {
@@ -206,10 +204,5 @@ fn file_out(facts: &Facts, fds: &[&Fd]) -> Result<Channel, Refusal> {
 
 fn tty(facts: &Facts, fds: &[&Fd]) -> Option<Tty> {
     let first = fds.first()?;
-    Some(Tty {
-        fds: fds.iter().map(|fd| fd.fd).collect(),
-        rdev: first.rdev,
-        dev: first.dev,
-        foreground: facts.tpgid == facts.pgid,
-    })
+    Some(Tty { fds: fds.iter().map(|fd| fd.fd).collect(), rdev: first.rdev, dev: first.dev, foreground: facts.tpgid == facts.pgid })
 }

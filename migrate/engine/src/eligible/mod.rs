@@ -109,8 +109,7 @@ fn state(facts: &Facts) -> Vec<Refusal> {
 fn surroundings(facts: &Facts, own: &Own) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let names = own.namespaces.0.keys().chain(facts.namespaces.0.keys());
-    let mut different: Vec<String> =
-        names.filter(|name| own.namespaces.0.get(*name) != facts.namespaces.0.get(*name)).cloned().collect();
+    let mut different: Vec<String> = names.filter(|name| own.namespaces.0.get(*name) != facts.namespaces.0.get(*name)).cloned().collect();
     different.sort();
     different.dedup();
     if !different.is_empty() {
@@ -143,17 +142,21 @@ fn surroundings(facts: &Facts, own: &Own) -> Vec<Refusal> {
 
 /// What it has mapped.
 fn memory(facts: &Facts) -> Vec<Refusal> {
-    facts.maps.iter().filter_map(|map| {
-        let name = map.name.clone();
-        let path = name.starts_with('/') && !name.starts_with("/dev/") && !name.ends_with(" (deleted)");
-        if name.starts_with("/anon_hugepage") {
-            Some(Refusal::HugePages)
-        } else if map.shared && (map.writable || !path) {
-            Some(Refusal::SharedMapping { name })
-        } else if !path && !name.is_empty() {
-            Some(Refusal::SpecialMapping { name })
-        } else {
-            None
-        }
-    }).collect()
+    facts
+        .maps
+        .iter()
+        .filter_map(|map| {
+            let name = map.name.clone();
+            let path = name.starts_with('/') && !name.starts_with("/dev/") && !name.ends_with(" (deleted)");
+            if name.starts_with("/anon_hugepage") {
+                Some(Refusal::HugePages)
+            } else if map.shared && (map.writable || !path) {
+                Some(Refusal::SharedMapping { name })
+            } else if !path && !name.is_empty() {
+                Some(Refusal::SpecialMapping { name })
+            } else {
+                None
+            }
+        })
+        .collect()
 }

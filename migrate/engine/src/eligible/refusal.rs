@@ -128,7 +128,9 @@ pub enum Refusal {
         fd: i32,
     },
     /// Both ends inside, and one outside.
-    #[error("it holds both ends of {link} (descriptor {fd}) and process {pid} holds one, too: like a job server's tokens, the bytes have no direction to be carried in")]
+    #[error(
+        "it holds both ends of {link} (descriptor {fd}) and process {pid} holds one, too: like a job server's tokens, the bytes have no direction to be carried in"
+    )]
     PipeBothWays {
         /// A descriptor.
         fd: i32,
@@ -138,7 +140,9 @@ pub enum Refusal {
         pid: i32,
     },
     /// Other readers.
-    #[error("descriptor {fd} reads {link}, and so may process {pid}: what is read ahead for one would be missing for the other; give it an input of its own (< /dev/null)")]
+    #[error(
+        "descriptor {fd} reads {link}, and so may process {pid}: what is read ahead for one would be missing for the other; give it an input of its own (< /dev/null)"
+    )]
     PipeOtherReader {
         /// Which.
         fd: i32,
@@ -212,7 +216,9 @@ pub enum Refusal {
         path: String,
     },
     /// A description shared with an outside process.
-    #[error("descriptor {fd} ({path}) shares its offset with process {pid}: they would part on a move; only writing (> or >>) can be shared")]
+    #[error(
+        "descriptor {fd} ({path}) shares its offset with process {pid}: they would part on a move; only writing (> or >>) can be shared"
+    )]
     SharedOffset {
         /// Which.
         fd: i32,
@@ -222,7 +228,9 @@ pub enum Refusal {
         pid: i32,
     },
     /// A shared file that is also open otherwise or mapped.
-    #[error("it writes {path} (descriptor {fd}) together with process {pid}, and has it open or mapped in a second way: CRIU cannot tell the two apart")]
+    #[error(
+        "it writes {path} (descriptor {fd}) together with process {pid}, and has it open or mapped in a second way: CRIU cannot tell the two apart"
+    )]
     MixedFile {
         /// Which.
         fd: i32,

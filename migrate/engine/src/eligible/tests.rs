@@ -44,7 +44,18 @@ fn plain() -> Facts {
 
 fn file(fd: i32, path: &str, flags: i32) -> Fd {
     let inode = u64::try_from(fd).unwrap() + 1000;
-    Fd { fd, description: fd, link: path.into(), flags, mode: libc::S_IFREG | 0o644, leads_there: true, mnt_id: 29, dev: 5, inode, ..Fd::default() }
+    Fd {
+        fd,
+        description: fd,
+        link: path.into(),
+        flags,
+        mode: libc::S_IFREG | 0o644,
+        leads_there: true,
+        mnt_id: 29,
+        dev: 5,
+        inode,
+        ..Fd::default()
+    }
 }
 
 fn pipe(fd: i32, inode: u64, flags: i32) -> Fd {
@@ -152,9 +163,19 @@ fn what_it_shares() {
 
 #[test]
 fn mappings() {
-    let map = |name: &str, shared, writable| Facts { maps: vec![Mapping { name: name.into(), shared, writable, ..Mapping::default() }], ..plain() };
+    let map = |name: &str, shared, writable| Facts {
+        maps: vec![Mapping { name: name.into(), shared, writable, ..Mapping::default() }],
+        ..plain()
+    };
     plan(&map("/usr/lib/gconv-modules.cache", true, false));
-    for (name, writable) in [("/tmp/data", true), ("", false), ("/dev/zero (deleted)", true), ("/dev/shm/x", false), ("/memfd:x (deleted)", false), ("anon_inode:[io_uring]", true)] {
+    for (name, writable) in [
+        ("/tmp/data", true),
+        ("", false),
+        ("/dev/zero (deleted)", true),
+        ("/dev/shm/x", false),
+        ("/memfd:x (deleted)", false),
+        ("anon_inode:[io_uring]", true),
+    ] {
         only(&map(name, true, writable), &Refusal::SharedMapping { name: name.into() });
     }
     for name in ["/usr/lib/old.so (deleted)", "/dev/dri/card0"] {
@@ -176,7 +197,10 @@ fn files() {
     fd_refused(Fd { locks: vec!["1: FLOCK".into()], ..file(3, "/tmp/f", 0) }, &Refusal::Locked { fd: 3, path: path() });
     fd_refused(file(3, "/proc/stat", 0), &Refusal::MachineFile { fd: 3, path: "/proc/stat".into() });
     fd_refused(file(3, "/memfd:x (deleted)", 2), &Refusal::KernelObject { fd: 3, kind: "memfd".into() });
-    fd_refused(Fd { socket: Some("TCP".into()), mode: libc::S_IFSOCK, ..file(3, "socket:[9]", 2) }, &Refusal::Socket { fd: 3, protocol: "TCP".into() });
+    fd_refused(
+        Fd { socket: Some("TCP".into()), mode: libc::S_IFSOCK, ..file(3, "socket:[9]", 2) },
+        &Refusal::Socket { fd: 3, protocol: "TCP".into() },
+    );
     let directory = || Fd { mode: libc::S_IFDIR, ..file(3, "/tmp/f", 0) };
     assert_eq!(plan(&with(vec![directory()])).channels, []);
     fd_refused(shared(directory()), &Refusal::SharedOffset { fd: 3, path: path(), pid: 50 });
@@ -214,7 +238,8 @@ fn pipes() {
         pipe(6, 73, write),
     ]);
     let channels = plan(&facts).channels;
-    let short: Vec<_> = channels.iter().map(|channel| (channel.id, channel.kind, channel.key.as_str(), channel.fds[0], channel.shared)).collect();
+    let short: Vec<_> =
+        channels.iter().map(|channel| (channel.id, channel.kind, channel.key.as_str(), channel.fds[0], channel.shared)).collect();
     let wanted = [
         (0, ChannelKind::PipeIn, "pipe:[70]", 0, false),
         (1, ChannelKind::PipeOut, "pipe:[71]", 1, false),
@@ -222,7 +247,10 @@ fn pipes() {
     ];
     assert_eq!(short, wanted);
     let link = || "pipe:[70]".to_owned();
-    only(&with(vec![held(pipe(3, 70, read), false, true, false), pipe(4, 70, write)]), &Refusal::PipeBothWays { fd: 3, link: link(), pid: 50 });
+    only(
+        &with(vec![held(pipe(3, 70, read), false, true, false), pipe(4, 70, write)]),
+        &Refusal::PipeBothWays { fd: 3, link: link(), pid: 50 },
+    );
     fd_refused(shared(pipe(3, 70, libc::O_RDWR)), &Refusal::PipeBothWays { fd: 3, link: link(), pid: 50 });
     fd_refused(held(pipe(3, 70, read), false, true, false), &Refusal::PipeOtherReader { fd: 3, link: link(), pid: 50 });
     fd_refused(pipe(3, 70, write | libc::O_DIRECT), &Refusal::PacketPipe { fd: 3 });
@@ -293,13 +321,33 @@ fn left_alone() {
 }
 
 fn any_fd() -> impl Strategy<Value = Fd> {
-    let link = prop_oneof![Just("pipe:[7]".to_owned()), Just("anon_inode:".to_owned()), Just("anon_inode:[".to_owned()), Just("/tmp/f".to_owned()), "\\PC{0,8}"];
+    let link = prop_oneof![
+        Just("pipe:[7]".to_owned()),
+        Just("anon_inode:".to_owned()),
+        Just("anon_inode:[".to_owned()),
+        Just("/tmp/f".to_owned()),
+        "\\PC{0,8}"
+    ];
     let mode = prop_oneof![Just(0u32), Just(libc::S_IFREG), Just(libc::S_IFIFO), Just(libc::S_IFCHR), Just(libc::S_IFDIR), any::<u32>()];
     let holder = (any::<i32>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (any::<i32>(), link, mode, 0..4i32, any::<u64>(), any::<bool>(), proptest::option::of(holder)).prop_map(|(fd, link, mode, flags, rdev, leads_there, holder)| {
-        let holders = holder.map(|(pid, same_description, reads, writes)| Holder { pid, fd, same_description, reads, writes });
-        Fd { fd, description: fd, link, mode, flags, rdev, leads_there, inode: rdev % 3, mnt_id: fd, holders: holders.into_iter().collect(), ..Fd::default() }
-    })
+    (any::<i32>(), link, mode, 0..4i32, any::<u64>(), any::<bool>(), proptest::option::of(holder)).prop_map(
+        |(fd, link, mode, flags, rdev, leads_there, holder)| {
+            let holders = holder.map(|(pid, same_description, reads, writes)| Holder { pid, fd, same_description, reads, writes });
+            Fd {
+                fd,
+                description: fd,
+                link,
+                mode,
+                flags,
+                rdev,
+                leads_there,
+                inode: rdev % 3,
+                mnt_id: fd,
+                holders: holders.into_iter().collect(),
+                ..Fd::default()
+            }
+        },
+    )
 }
 
 proptest! {

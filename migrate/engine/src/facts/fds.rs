@@ -56,7 +56,11 @@ fn find_duplicates(proc: &Proc, fds: &mut [Fd]) -> Result<(), FactsError> {
             let (lower, upper) = (&fds[earlier], &fds[later]);
             // Only heads of a chain need to be asked, and only about the same object.
             let regular = upper.mode & libc::S_IFMT == libc::S_IFREG;
-            let candidate = regular && lower.description == lower.fd && lower.inode == upper.inode && lower.dev == upper.dev && lower.link == upper.link;
+            let candidate = regular
+                && lower.description == lower.fd
+                && lower.inode == upper.inode
+                && lower.dev == upper.dev
+                && lower.link == upper.link;
             if candidate && same(proc, lower.fd, upper.fd)? {
                 fds[later].description = fds[earlier].fd;
                 break;

@@ -382,9 +382,7 @@ impl Proc {
     }
 
     fn link(&self, name: &str) -> Result<String, FactsError> {
-        std::fs::read_link(self.path(name))
-            .map(|path| path.to_string_lossy().into_owned())
-            .map_err(|source| self.io(name, source))
+        std::fs::read_link(self.path(name)).map(|path| path.to_string_lossy().into_owned()).map_err(|source| self.io(name, source))
     }
 
     fn checked_link(&self, name: &str) -> Result<Link, FactsError> {
@@ -396,9 +394,7 @@ impl Proc {
 
     fn numbers(&self, name: &str) -> Result<Vec<i32>, FactsError> {
         let entries = std::fs::read_dir(self.path(name)).map_err(|source| self.io(name, source))?;
-        let mut numbers: Vec<i32> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
+        let mut numbers: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }

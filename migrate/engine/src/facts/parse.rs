@@ -55,10 +55,8 @@ pub(super) fn stat(text: &str) -> Option<Facts> {
     let small = |at: usize| i32::try_from(number(at)?).ok();
     // The kernel prints the packed number as a signed one.
     let tty = u64::from(u32::from_ne_bytes(small(7)?.to_ne_bytes()));
-    let device = Device {
-        major: u32::try_from((tty >> 8) & 0xfff).ok()?,
-        minor: u32::try_from((tty & 0xff) | ((tty >> 12) & 0xf_ff00)).ok()?,
-    };
+    let device =
+        Device { major: u32::try_from((tty >> 8) & 0xfff).ok()?, minor: u32::try_from((tty & 0xff) | ((tty >> 12) & 0xf_ff00)).ok()? };
     Some(Facts {
         pid: pid.trim().parse().ok()?,
         comm: comm.to_owned(),
@@ -166,7 +164,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const STAT: &str = "77 (a) b (c) S 1 77 76 34817 78 4194304 1 2 3 4 5 6 7 8 20 -5 3 0 9999 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 17 1 0 1 0 0 0";
+    const STAT: &str =
+        "77 (a) b (c) S 1 77 76 34817 78 4194304 1 2 3 4 5 6 7 8 20 -5 3 0 9999 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 17 1 0 1 0 0 0";
 
     #[test]
     fn stat_with_a_hostile_name() {
@@ -186,7 +185,8 @@ mod tests {
                     5000-6000 r-xp 00000000 fe:00 9 /tmp/with blank (deleted)\n\
                     6000-7000 rw-s 00000000 00:0e 3 anon_inode:[io_uring]";
         let names: Vec<_> = maps(text).into_iter().map(|map| (map.name, map.shared, map.writable)).collect();
-        let wanted = [("/dev/zero (deleted)", true, true), ("/tmp/with blank (deleted)", false, false), ("anon_inode:[io_uring]", true, true)];
+        let wanted =
+            [("/dev/zero (deleted)", true, true), ("/tmp/with blank (deleted)", false, false), ("anon_inode:[io_uring]", true, true)];
         assert_eq!(names, wanted.map(|(name, shared, writable)| (name.to_owned(), shared, writable)));
     }
 

@@ -39,9 +39,7 @@ pub(super) fn socket_protocol(path: &str) -> Option<String> {
     let path = CString::new(path).ok()?;
     let mut name = [0u8; 64];
     // SAFETY: both strings are terminated, and the kernel writes at most `name.len()` bytes into `name`.
-    let length = unsafe {
-        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
-    };
+    let length = unsafe { libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len()) };
     let length = usize::try_from(length).ok()?.min(name.len());
     let text = String::from_utf8_lossy(&name[..length]);
     Some(text.trim_end_matches('\0').to_owned())

@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) source: Source,
     pub(crate) destination: Destination,
     pub(crate) net: Vec<Message>,
+    /// Everything that was ever sent: any of it may come again.
+    pub(crate) sent: Vec<Message>,
     pub(crate) source_body: Body,
     pub(crate) copy: Body,
     begun: u32,
@@ -73,6 +75,7 @@ impl World {
             source: Source::new(GROUP, 0),
             destination: Destination::new(GROUP, 0),
             net: Vec::new(),
+            sent: Vec::new(),
             source_body: Body::Running,
             copy: Body::None,
             begun: 0,
@@ -109,13 +112,13 @@ impl World {
                     self.send_to_destination(stamp, DestinationEvent::Commit);
                 }
                 Action::SendAbort { epoch, .. } => self.send_to_destination(Stamp { epoch, ..stamp }, DestinationEvent::Abort),
-                Action::StartDump => self.net.push(Message::Source(stamp, SourceEvent::Dump)),
+                Action::StartDump => self.send(Message::Source(stamp, SourceEvent::Dump)),
                 Action::Thaw => {
                     assert!(self.home.silence_is_proof || self.ran < stamp.epoch, "thawed although the copy had run");
-                    self.net.push(Message::Source(stamp, SourceEvent::Thaw));
+                    self.send(Message::Source(stamp, SourceEvent::Thaw));
                 }
-                Action::ReleaseSource => self.net.push(Message::Source(stamp, SourceEvent::Release)),
-                Action::DiscardSource => self.net.push(Message::Source(stamp, SourceEvent::Discard)),
+                Action::ReleaseSource => self.send(Message::Source(stamp, SourceEvent::Release)),
+                Action::DiscardSource => self.send(Message::Source(stamp, SourceEvent::Discard)),
                 Action::WriteLog(record) => self.unwritten.push((stamp.epoch, record)),
                 Action::CloseLink => {
                     self.cut();
@@ -161,7 +164,7 @@ impl World {
                 SourceAction::SendReleased => Event::Released,
                 SourceAction::SendGone => Event::ProcessGone,
             };
-            self.net.push(Message::Home(stamp, answer));
+            self.send(Message::Home(stamp, answer));
         }
     }
 
@@ -199,14 +202,22 @@ impl World {
                 DestinationAction::SendAbortAcked => Event::AbortAcked,
             };
             if self.link {
-                self.net.push(Message::Home(stamp, answer));
+                self.send(Message::Home(stamp, answer));
             }
         }
     }
 
+    fn send(&mut self, message: Message) {
+        // An image is never sent twice; without it a second offer leads nowhere.
+        if !matches!(message, Message::Image(_)) {
+            self.sent.push(message.clone());
+        }
+        self.net.push(message);
+    }
+
     fn send_to_destination(&mut self, stamp: Stamp, event: DestinationEvent) {
         if self.link {
-            self.net.push(Message::Destination(stamp, event));
+            self.send(Message::Destination(stamp, event));
         }
     }
 
@@ -240,7 +251,7 @@ impl World {
     pub(crate) fn finish_dump(&mut self, well: bool) {
         let Some(stamp) = self.dumping.take() else { return };
         if well {
-            self.net.push(Message::Image(stamp));
+            self.send(Message::Image(stamp));
             self.source_event(stamp, SourceEvent::DumpComplete);
         } else {
             self.source_event(stamp, SourceEvent::DumpFailed { why: "model".to_owned() });
@@ -269,6 +280,18 @@ impl World {
             }
             DestinationState::Starting => self.destination_event(DestinationEvent::StartFailed { why }),
             _ => {}
+        }
+    }
+
+    /// One step of a world without an adversary.
+    pub(crate) fn quietly(&mut self) {
+        if self.net.is_empty() {
+            self.write_log();
+            self.finish_dump(true);
+            self.destination_works(true);
+        } else {
+            let message = self.net.remove(0);
+            self.deliver(message);
         }
     }
 
