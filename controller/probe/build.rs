@@ -11,18 +11,30 @@ use anyhow::{Context as _, Result};
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without the backtrace that returning it would add.
+            println!("cargo::error={}", format!("{error:#}").replace('\n', "\ncargo::error="));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("not run by cargo")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("not run by cargo")?);
     let workspace = object::workspace(&package)?;
     for input in object::inputs(&workspace) {
-        println!("cargo:rerun-if-changed={}", input.display());
+        println!("cargo::rerun-if-changed={}", input.display());
     }
-    println!("cargo:rerun-if-changed=build");
-    println!("cargo:rerun-if-env-changed=MOSIX_EBPF_OBJECT");
-    println!("cargo:rerun-if-env-changed=MOSIX_EBPF_BUILD");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-env-changed=MOSIX_EBPF_OBJECT");
+    println!("cargo::rerun-if-env-changed=MOSIX_EBPF_BUILD");
     fs::write(out.join("mosix-bpf.o"), obtain(&workspace, &out)?)?;
     Ok(())
 }
@@ -36,12 +48,12 @@ fn obtain(workspace: &Path, out: &Path) -> Result<Vec<u8>> {
         Ok(_) => None,
         Err(why) => Some(why),
     };
-    if let Some(why) = &why {
-        println!("cargo:warning={why}; compiling it (to refresh: {})", object::REFRESH);
-    }
-    let tools = object::find_tools(workspace).with_context(|| match why {
+    let tools = object::find_tools(workspace).with_context(|| match &why {
         Some(why) => format!("{why}, and it cannot be compiled here"),
         None => "MOSIX_EBPF_BUILD is set, but the BPF programs cannot be compiled here".to_owned(),
     })?;
+    if let Some(why) = why {
+        println!("cargo::warning={why}; compiling it (to refresh: {})", object::REFRESH);
+    }
     object::build(workspace, &tools, &out.join("bpf"))
 }

@@ -40,12 +40,11 @@ pub(crate) struct Decision {
     pub(crate) text: String,
 }
 
-/// What is known of why a process does not move.
+/// A process that is left alone for a while, because it could not be moved.
 #[derive(Debug, Clone)]
 pub(crate) struct Pinned {
     pub(crate) until: Instant,
     pub(crate) failures: u32,
-    pub(crate) why: String,
 }
 
 /// The node.
@@ -74,8 +73,8 @@ pub(crate) struct Node {
     pub(crate) next_group: Cell<u32>,
     /// Policy keys of what is being moved away from here.
     pub(crate) leaving: RefCell<BTreeSet<u64>>,
-    /// Moves that this node wants and that have not been answered yet.
-    pub(crate) asking: Cell<u32>,
+    /// Policy keys of what this node wants to move and the target has not answered yet.
+    pub(crate) asking: RefCell<BTreeSet<u64>>,
     /// Nodes that refused lately, and when.
     pub(crate) refused_by: RefCell<Vec<(NodeId, Instant)>>,
     pub(crate) pinned: RefCell<BTreeMap<u64, Pinned>>,
@@ -126,7 +125,7 @@ impl Node {
             guests: RefCell::default(),
             next_group: Cell::new(1),
             leaving: RefCell::default(),
-            asking: Cell::new(0),
+            asking: RefCell::default(),
             refused_by: RefCell::default(),
             pinned: RefCell::default(),
             decisions: RefCell::default(),

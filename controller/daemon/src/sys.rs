@@ -1,7 +1,10 @@
 //! The few system calls without a safe form. The daemon's only unsafe code.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use tokio::io::unix::AsyncFd;
 
 /// A duplicate of descriptor `fd` of process `pid`: the same open file description (pidfd_getfd(2)).
 pub(crate) fn take_descriptor(pid: i32, fd: i32) -> io::Result<OwnedFd> {
@@ -19,6 +22,12 @@ unsafe fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     }
     // SAFETY: by this function's contract.
     Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+}
+
+/// Registers an open file with the event loop.
+pub(crate) fn watch(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File gives the same open descriptor as long as it lives, and the AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register(file) }?)
 }
 
 /// Rows and columns of a terminal.

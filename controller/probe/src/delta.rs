@@ -107,14 +107,14 @@ impl Tracker {
 }
 
 impl Reading<'_> {
-    /// Takes in the record of one thread. A thread that is told twice counts once.
+    /// Takes in the record of one thread. If an id is told twice, the first counts.
     pub(crate) fn add(&mut self, record: &TaskRecord) {
         let past = self.tracker.threads.insert(record.tid, Thread::remember(record, self.tracker.round));
-        let past = past.filter(|past| past.start_ns == record.start_boottime_ns);
         if let Some(twice) = past.filter(|past| past.round == self.tracker.round) {
             self.tracker.threads.insert(record.tid, twice);
             return;
         }
+        let past = past.filter(|past| past.start_ns == record.start_boottime_ns);
         let demand = self.demand(past, record);
         let page_bytes = self.page_bytes;
         let draft = self.draft(record);

@@ -11,6 +11,8 @@ mod criu_source;
 mod marker;
 mod nextest;
 mod packages;
+mod private_apt;
+mod pvm;
 mod rust;
 
 use std::fs::{self, File};
@@ -52,6 +54,7 @@ trait Step {
 fn steps() -> Vec<Box<dyn Step>> {
     vec![
         Box::new(packages::Packages),
+        Box::new(pvm::Pvm),
         Box::new(rust::RustComponents),
         Box::new(nextest::Nextest),
         Box::new(bpf_linker::BpfLinker),

@@ -8,8 +8,8 @@ use super::{State, Step};
 use crate::steplog::{StepLog, output_of};
 use crate::workspace::{Workspace, find_program};
 
-/// Compiler and linker for native parts, network tools for the lab, PVM as the static rival.
-const PACKAGES: &[&str] = &["ca-certificates", "gcc", "iproute2", "libc6-dev", "libpvm3", "make", "procps", "pvm", "util-linux"];
+/// Compiler and linker for native parts, network and process tools for the lab.
+const PACKAGES: &[&str] = &["ca-certificates", "gcc", "iproute2", "libc6-dev", "make", "procps", "util-linux"];
 
 /// The step for [`PACKAGES`].
 pub(super) struct Packages;

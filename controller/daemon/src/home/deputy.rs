@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mosix_deputy::{End as StubEnd, StubEvent};
-use mosix_engine::commit::{Action, Coordinator, Event as On, Record as LogRecord, Report, Stamp, State};
+use mosix_engine::commit::{Action, Coordinator, Event as On, Report, Stamp, State};
 use mosix_engine::eligible::{ChannelKind, Plan};
 use mosix_guest::{ChannelSpec, Direction, End, FromAgent, ToAgent, TtySpec};
 use mosix_policy::NodeId;
@@ -372,6 +372,7 @@ impl Run {
         let memory_bytes = self.order.as_ref().map_or(0, |order| order.request.memory_bytes);
         self.node.ledger.borrow_mut().leave(self.node.id().0, self.plan.pid as u64, memory_bytes);
         self.node.leaving.borrow_mut().insert(self.plan.pid as u64);
+        crate::balance::answered(&self.node, self.plan.pid as u64);
     }
 
     fn has_left(&self, left: bool) {

@@ -18,6 +18,7 @@ use mosix_engine::eligible::{Plan, Verdict, judge};
 use mosix_engine::facts::{self, Facts, Own};
 use mosix_policy::{NodeId, Request};
 use mosix_wire::control::Moved;
+use rand::RngCore;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::node::Node;
@@ -130,8 +131,6 @@ fn request_for(node: &Node, pid: i32, source: NodeId, manual: bool) -> Request {
         manual,
     }
 }
-
-use rand::RngCore;
 
 /// Starts the deputy task of a process that has not been moved before.
 fn adopt(node: &Rc<Node>, pid: i32) -> Result<mpsc::Sender<Event>> {

@@ -64,11 +64,11 @@ impl Stdio {
             let fd = *channel.fds.first().context("a channel without a descriptor")?;
             match channel.kind {
                 ChannelKind::PipeIn => {
-                    let file = AsyncFd::new(reopen(plan.pid, fd, OpenOptions::new().read(true))?)?;
+                    let file = sys::watch(reopen(plan.pid, fd, OpenOptions::new().read(true))?)?;
                     stdio.inputs.insert(channel.id, Rc::new(file));
                 }
                 ChannelKind::PipeOut => {
-                    let file = AsyncFd::new(reopen(plan.pid, fd, OpenOptions::new().write(true))?)?;
+                    let file = sys::watch(reopen(plan.pid, fd, OpenOptions::new().write(true))?)?;
                     stdio.add_output(channel.id, Output::Stream(Rc::new(file)));
                 }
                 ChannelKind::FileOut => {
@@ -79,7 +79,7 @@ impl Stdio {
         }
         if let Some(tty) = &plan.tty {
             let fd = *tty.fds.first().context("a terminal without a descriptor")?;
-            let file = Rc::new(AsyncFd::new(reopen(plan.pid, fd, OpenOptions::new().read(true).write(true))?)?);
+            let file = Rc::new(sys::watch(reopen(plan.pid, fd, OpenOptions::new().read(true).write(true))?)?);
             stdio.terminal = Some(file.clone());
             stdio.add_output(TERMINAL, Output::Stream(file.clone()));
             stdio.inputs.insert(TERMINAL, file);

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{Guest, Info, make_images_dir};
 use crate::agent::Agent;
+use crate::balance;
 use crate::images;
 use crate::node::Node;
 use crate::protocol::{BEAT, FromHolder, LEASE, MAX_MESSAGE_BYTES, Offer, Process, ToHolder};
@@ -238,7 +239,7 @@ impl Run {
     }
 
     fn reserve(&self) -> Result<(), String> {
-        let own = mosix_policy::AdmitOwn {
+        let own = mosix_policy::Own {
             figures: self.node.figures(),
             incoming: self.node.ledger.borrow().incoming(),
             accepts_guests: self.node.config.node.accept_guests && !self.node.closing.get(),
@@ -402,6 +403,7 @@ impl Run {
                 let memory_bytes = self.info.borrow().memory_bytes;
                 self.node.ledger.borrow_mut().leave(self.node.id().0, self.key(), memory_bytes);
                 self.node.leaving.borrow_mut().insert(self.key());
+                balance::answered(&self.node, self.key());
                 self.tell_agent(ToAgent::Dump { images_dir }).await;
             }
             Err(error) => self.tell_home(FromHolder::DumpFailed { why: format!("{error:#}") }).await,
@@ -450,14 +452,14 @@ impl Run {
             self.node.ledger.borrow_mut().abort(own, key);
         }
         self.node.leaving.borrow_mut().remove(&key);
-        crate::balance::wish_ended(&self.node, self.key());
+        balance::answered(&self.node, self.key());
     }
 
     fn wish_done(&mut self, target: u32, why: String, refused: bool, record: Option<mosix_policy::Record>) {
         if let Some(record) = record {
             self.node.learn(record);
         }
-        crate::balance::wish_failed(&self.node, self.key(), mosix_policy::NodeId(target), &why, refused);
+        balance::failed(&self.node, self.key(), mosix_policy::NodeId(target), &why, refused);
     }
 
     // --- the end -------------------------------------------------------------------------------------------------------

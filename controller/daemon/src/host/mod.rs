@@ -63,7 +63,7 @@ impl Guest {
 
 /// Accepts streams from members until the daemon ends.
 pub(crate) async fn serve(node: Rc<Node>, listener: TcpListener) {
-    let handshakes = Rc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = std::sync::Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         match listener.accept().await {
