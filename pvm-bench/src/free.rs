@@ -59,18 +59,19 @@ fn bad(why: &str) -> BenchError {
 
 impl LiveSide for FreeMigration {
     fn start(&self) -> &str {
-        "even"
+        "placed"
     }
 
     fn describe(&self) -> String {
         "control: greedy balancing, migration without cost (cgroup moves); not the live system".into()
     }
 
-    fn run(&mut self, lab: &Lab, processes: u32, cpu_s: f64, stop: &StopFlag) -> Result<LiveRun> {
+    fn run(&mut self, lab: &Lab, placement: &[usize], cpu_s: f64, stop: &StopFlag) -> Result<LiveRun> {
+        let processes = placement.len();
         lab.set_quota(false)?;
         let nodes = lab.nodes();
-        let mut tasks =
-            (0..processes).zip(nodes.iter().cycle()).map(|(_, node)| self.start_task(node, cpu_s)).collect::<Result<Vec<_>>>()?;
+        let places = placement.iter().filter_map(|index| nodes.get(*index));
+        let mut tasks = places.map(|node| self.start_task(node, cpu_s)).collect::<Result<Vec<_>>>()?;
         std::thread::sleep(START);
         lab.set_quota(true)?;
         let before = lab.snapshot()?;
@@ -79,7 +80,7 @@ impl LiveSide for FreeMigration {
             task.go.write_all(b"\n").map_err(failed("giving the start signal"))?;
         }
         let slowest = nodes.iter().map(Node::speed).fold(1.0, f64::min);
-        let limit_s = cpu_s / slowest * f64::from(processes) / nodes.len() as f64 * PATIENCE_FACTOR + cpu_s / slowest * PATIENCE_FACTOR;
+        let limit_s = cpu_s / slowest * processes as f64 / nodes.len() as f64 * PATIENCE_FACTOR + cpu_s / slowest * PATIENCE_FACTOR;
         let (mut migrations, mut entitlement) = (0, None);
         while tasks.iter().any(|task| !task.ended) {
             stop.check()?;

@@ -5,11 +5,14 @@
 //! * [`check`]: a run is only believed if the nodes got the CPU they were entitled to.
 //! * [`pvm`]: a PVM virtual machine on a lab, and its static runs.
 //! * [`table1`]: Table 1: both sides, row by row; the live side comes in by the trait [`table1::LiveSide`].
+//! * [`cluster`], [`live`]: `mosixd` on every node, and the live side that it makes.
 //! * [`free`]: the control, a [`table1::LiveSide`] whose migrations cost nothing: it shows what this lab can reach.
 //! * [`row`]: what is printed and written as JSON.
 
 pub mod check;
+pub mod cluster;
 pub mod free;
+pub mod live;
 pub mod paper;
 pub mod pvm;
 pub mod row;

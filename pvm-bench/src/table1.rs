@@ -26,12 +26,12 @@ pub trait LiveSide {
     /// The side in words, for the conditions.
     fn describe(&self) -> String;
 
-    /// Runs `processes` processes of `cpu_s` CPU seconds each to their end. The quota is on when this is called and must
-    /// be on when it returns; nothing of the run may be left in the lab.
+    /// Runs `processes` processes of `cpu_s` CPU seconds each to their end. `placement` says on which node (index) PVM put each of them.
+    /// The quota is on when this is called and must be on when it returns; nothing of the run may be left in the lab.
     ///
     /// # Errors
     /// If a process fails or gets lost.
-    fn run(&mut self, lab: &Lab, processes: u32, cpu_s: f64, stop: &StopFlag) -> Result<LiveRun>;
+    fn run(&mut self, lab: &Lab, placement: &[usize], cpu_s: f64, stop: &StopFlag) -> Result<LiveRun>;
 }
 
 /// Result of a run with migration.
@@ -81,30 +81,38 @@ pub fn run(lab: &Lab, options: &Options, mut live: Option<&mut dyn LiveSide>, st
     let progress = progress(options.rows.len());
     let mut rows: Vec<Row> = options.rows.iter().map(|row| empty_row(*row, lab, live.as_deref())).collect();
     // One side after the other, not row by row: PVM's daemons are gone when the live side runs, and start only once.
+    let mut placements: Vec<Vec<usize>> = rows.iter().map(|row| evenly(row.processes, lab.nodes().len())).collect();
     if options.with_static {
-        static_side(lab, options, &mut rows, &mut conditions, &progress, stop)?;
+        static_side(lab, options, &mut rows, &mut placements, &mut conditions, &progress, stop)?;
     }
     if let Some(live) = &mut live {
-        live_side(lab, options, *live, &mut rows, &mut conditions, &progress, stop)?;
+        live_side(lab, options, *live, &mut rows, &placements, &mut conditions, &progress, stop)?;
     }
     progress.finish_and_clear();
     Ok(Report { conditions, rows })
+}
+
+/// What PVM would do, near enough, where it is not run: round robin.
+fn evenly(processes: u32, nodes: usize) -> Vec<usize> {
+    (0..nodes).cycle().take(processes as usize).collect()
 }
 
 fn static_side(
     lab: &Lab,
     options: &Options,
     rows: &mut [Row],
+    placements: &mut [Vec<usize>],
     conditions: &mut Conditions,
     progress: &ProgressBar,
     stop: &StopFlag,
 ) -> Result<()> {
     let mut machine = VirtualMachine::boot(lab, stop)?;
     progress.reset();
-    for row in rows {
+    for (row, placement) in rows.iter_mut().zip(placements) {
         progress.set_message(format!("PVM, {} processes", row.processes));
         let (run, again) = checked(|| machine.run_static(row.processes, options.scale.cpu_s(speed(lab))))?;
         row.pvm_s = Some(options.scale.to_paper_s(run.elapsed_s));
+        *placement = run.placement;
         finish(row, run.entitlement, again, conditions, progress);
     }
     machine.halt()
@@ -115,14 +123,15 @@ fn live_side(
     options: &Options,
     live: &mut dyn LiveSide,
     rows: &mut [Row],
+    placements: &[Vec<usize>],
     conditions: &mut Conditions,
     progress: &ProgressBar,
     stop: &StopFlag,
 ) -> Result<()> {
     progress.reset();
-    for row in rows {
+    for (row, placement) in rows.iter_mut().zip(placements) {
         progress.set_message(format!("live, {} processes", row.processes));
-        let (run, again) = checked(|| live.run(lab, row.processes, options.scale.cpu_s(speed(lab)), stop))?;
+        let (run, again) = checked(|| live.run(lab, placement, options.scale.cpu_s(speed(lab)), stop))?;
         row.live_s = Some(options.scale.to_paper_s(run.elapsed_s));
         row.migrations = Some(run.migrations);
         finish(row, run.entitlement, again, conditions, progress);

@@ -44,7 +44,7 @@ pub(crate) fn execute(client: Client, on: Option<String>, command: &[OsString], 
         note(output, &json!({ "moved": null, "message": format!("{error:#}") }), &format!("it runs here: {error:#}"));
         None
     });
-    let signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]).context("cannot watch signals")?;
+    let signals = Signals::new(watched(&own_status())).context("cannot watch signals")?;
     // When this returns without error, the program is past its exec.
     let mut child = match Command::new(program).args(arguments).spawn() {
         Ok(child) => child,
@@ -64,6 +64,22 @@ pub(crate) fn execute(client: Client, on: Option<String>, command: &[OsString], 
         let _ = noted.recv_timeout(LAST_NOTE);
     }
     Ok(exit_code(status))
+}
+
+/// The signals to watch: all that concern the program, but those that we were started to ignore (by `nohup`, or by a
+/// script's `&`). A handler would not outlive the program's exec, and it would then die of them.
+fn watched(status: &str) -> Vec<i32> {
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let concerned = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+    concerned.into_iter().filter(|number| ignored & (1 << (number - 1)) == 0).collect()
+}
+
+fn own_status() -> String {
+    std::fs::read_to_string("/proc/self/status").unwrap_or_default()
 }
 
 /// The node to move to, or `None` if that is this one.
@@ -170,6 +186,15 @@ mod tests {
         assert_eq!(exit_number(ExitStatus::from_raw(9)), 137);
         // Killed with a core dump.
         assert_eq!(exit_number(ExitStatus::from_raw(6 | 0x80)), 134);
+    }
+
+    #[test]
+    fn ignored_signals_stay_ignored() {
+        let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        assert_eq!(watched("SigIgn:\t0000000000001000\n"), all);
+        assert_eq!(watched("Name:\tx\nSigIgn:\t0000000000001001\n"), all[1..]);
+        assert_eq!(watched("SigIgn:\t0000000000000006\n"), [SIGHUP, SIGTERM, SIGUSR1, SIGUSR2]);
+        assert_eq!(watched("nothing"), all);
     }
 
     #[test]

@@ -250,6 +250,14 @@ fn run_passes_a_termination_on() {
     assert_eq!(child.wait().unwrap().code(), Some(9));
 }
 
+#[test]
+fn run_keeps_what_nohup_did() {
+    let script = "trap '' HUP; exec \"$0\" run --on home sh -c 'grep SigIgn /proc/self/status'";
+    let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_mosixctl")]).output().unwrap();
+    let mask = stdout(&output).trim().rsplit('\t').next().unwrap().to_owned();
+    assert_eq!(u64::from_str_radix(&mask, 16).unwrap() & 1, 1, "{mask}");
+}
+
 /// What a daemon answers whose moves end so.
 fn migrate_gives(outcome: Reply) -> impl Fn(&Request) -> Vec<Reply> {
     move |request| match request {

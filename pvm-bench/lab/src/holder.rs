@@ -301,6 +301,11 @@ fn make_view(config: &HolderConfig, node_dir: &Path) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, none).map_err(failed("mounting the node's /proc"))?;
     unistd::sethostname(&config.name).map_err(failed("setting the host name"))?;
+    // A workstation has a /run of its own, in memory; unless the lab's files are there, which all nodes must see.
+    if !node_dir.starts_with("/run") && !config.private_dir.starts_with("/run") {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), flags, Some("mode=755,size=50%")).map_err(failed("mounting the node's /run"))?;
+    }
     let bind = |from: &Path, to: &Path| {
         mount(Some(from), to, none, MsFlags::MS_BIND, none).map_err(failed(format!("showing {} as {}", from.display(), to.display())))
     };
