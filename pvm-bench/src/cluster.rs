@@ -129,6 +129,11 @@ impl Cluster {
         (0..self.daemons.len()).try_for_each(|node| self.ask(node, &Request::Balance { on }).map(drop))
     }
 
+    /// Lets the daemons live on with a lab that is kept.
+    pub fn leave_running(mut self) {
+        self.daemons.clear();
+    }
+
     fn wait_until_all_know_all(&mut self, dir: &Path, stop: &StopFlag) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         for index in 0..self.daemons.len() {

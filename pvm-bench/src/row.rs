@@ -63,46 +63,78 @@ pub struct Report {
 }
 
 impl Report {
-    /// For people: our columns beside the paper's.
-    pub fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_header([
-            "processes",
-            "bound",
-            "greedy",
-            "PVM",
-            "paper",
-            "diff",
-            "live",
-            "paper",
-            "diff",
-            "moves",
-            "PVM/live",
-            "entitled",
-        ]);
-        for row in &self.rows {
-            let paper = paper::table1_row(row.processes);
-            let (paper_pvm, paper_live) = (paper.map(|p| p.pvm_s), paper.map(|p| p.pvm_on_mosix_s));
-            table.add_row([
-                row.processes.to_string(),
-                seconds(Some(row.bound_s)),
-                seconds(Some(row.greedy_s)),
-                seconds(row.pvm_s),
-                seconds(paper_pvm),
-                percent(row.pvm_s, paper_pvm),
-                seconds(row.live_s),
-                seconds(paper_live),
-                percent(row.live_s, paper_live),
-                row.migrations.map_or_else(dash, |moves| moves.to_string()),
-                percent(row.pvm_s, row.live_s),
-                format!("{:.3}", row.entitlement),
-            ]);
+    /// Takes in the rows of runs that start at home. PVM's time for the same number is the one measured already.
+    pub fn add_home_rows(&mut self, home: Report) {
+        for mut row in home.rows {
+            row.pvm_s = self.rows.iter().find(|known| known.processes == row.processes).and_then(|known| known.pvm_s);
+            self.rows.push(row);
         }
-        for column in table.column_iter_mut() {
-            column.set_cell_alignment(CellAlignment::Right);
+        self.conditions.repeated.extend(home.conditions.repeated);
+    }
+}
+
+/// For people: one line for each number of processes and start, over all runs.
+pub fn report_table(reports: &[Report]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "processes", "start", "bound", "greedy", "PVM", "vs paper", "live", "vs greedy", "moves", "PVM slower by", "paper says", "entitled",
+    ]);
+    let Some(first) = reports.first() else { return table };
+    for (index, row) in first.rows.iter().enumerate() {
+        let all: Vec<&Row> = reports.iter().filter_map(|report| report.rows.get(index)).collect();
+        table.add_row(line(row, &all));
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn line(row: &Row, all: &[&Row]) -> [String; 12] {
+    let paper = paper::table1_row(row.processes);
+    let pvm = Spread::of(all.iter().filter_map(|row| row.pvm_s));
+    let live = Spread::of(all.iter().filter_map(|row| row.live_s));
+    let moves = Spread::of(all.iter().filter_map(|row| row.migrations).map(f64::from));
+    let median = |spread: &Option<Spread>| spread.as_ref().map(|spread| spread.median);
+    [
+        row.processes.to_string(),
+        row.start.clone(),
+        seconds(Some(row.bound_s)),
+        seconds(Some(row.greedy_s)),
+        pvm.as_ref().map_or_else(dash, |spread| spread.text(1)),
+        percent(median(&pvm), paper.map(|p| p.pvm_s)),
+        live.as_ref().map_or_else(dash, |spread| spread.text(1)),
+        percent(median(&live), Some(row.greedy_s)),
+        moves.as_ref().map_or_else(dash, |spread| spread.text(0)),
+        percent(median(&pvm), median(&live)),
+        percent(paper.map(|p| p.pvm_s), paper.map(|p| p.pvm_on_mosix_s)),
+        format!("{:.3}", all.iter().map(|row| row.entitlement).fold(f64::MAX, f64::min)),
+    ]
+}
+
+/// Median and range of several runs.
+struct Spread {
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let (low, high) = (values.get((values.len() - 1) / 2)?, values.get(values.len() / 2)?);
+        Some(Self { least, median: f64::midpoint(*low, *high), most })
+    }
+
+    fn text(&self, digits: usize) -> String {
+        if self.least < self.most {
+            format!("{:.digits$} ({:.digits$}-{:.digits$})", self.median, self.least, self.most)
+        } else {
+            format!("{:.digits$}", self.median)
         }
-        table
     }
 }
 

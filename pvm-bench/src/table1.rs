@@ -83,10 +83,11 @@ pub fn run(lab: &Lab, options: &Options, mut live: Option<&mut dyn LiveSide>, st
     // One side after the other, not row by row: PVM's daemons are gone when the live side runs, and start only once.
     let mut placements: Vec<Vec<usize>> = rows.iter().map(|row| evenly(row.processes, lab.nodes().len())).collect();
     if options.with_static {
-        static_side(lab, options, &mut rows, &mut placements, &mut conditions, &progress, stop)?;
+        placements = static_side(lab, options, &mut rows, &mut conditions, &progress, stop)?;
     }
     if let Some(live) = &mut live {
-        live_side(lab, options, *live, &mut rows, &placements, &mut conditions, &progress, stop)?;
+        let mut live = |placement: &[usize], cpu_s| live.run(lab, placement, cpu_s, stop);
+        live_side(options.scale, speed(lab), &mut live, &mut rows, &placements, &mut conditions, &progress)?;
     }
     progress.finish_and_clear();
     Ok(Report { conditions, rows })
@@ -101,38 +102,38 @@ fn static_side(
     lab: &Lab,
     options: &Options,
     rows: &mut [Row],
-    placements: &mut [Vec<usize>],
     conditions: &mut Conditions,
     progress: &ProgressBar,
     stop: &StopFlag,
-) -> Result<()> {
+) -> Result<Vec<Vec<usize>>> {
     let mut machine = VirtualMachine::boot(lab, stop)?;
+    let mut placements = Vec::new();
     progress.reset();
-    for (row, placement) in rows.iter_mut().zip(placements) {
+    for row in rows {
         progress.set_message(format!("PVM, {} processes", row.processes));
         let (run, again) = checked(|| machine.run_static(row.processes, options.scale.cpu_s(speed(lab))))?;
         row.pvm_s = Some(options.scale.to_paper_s(run.elapsed_s));
-        *placement = run.placement;
+        placements.push(run.placement);
         finish(row, run.entitlement, again, conditions, progress);
     }
-    machine.halt()
+    machine.halt()?;
+    Ok(placements)
 }
 
 fn live_side(
-    lab: &Lab,
-    options: &Options,
-    live: &mut dyn LiveSide,
+    scale: TimeScale,
+    speed: f64,
+    live: &mut dyn FnMut(&[usize], f64) -> Result<LiveRun>,
     rows: &mut [Row],
     placements: &[Vec<usize>],
     conditions: &mut Conditions,
     progress: &ProgressBar,
-    stop: &StopFlag,
 ) -> Result<()> {
     progress.reset();
     for (row, placement) in rows.iter_mut().zip(placements) {
         progress.set_message(format!("live, {} processes", row.processes));
-        let (run, again) = checked(|| live.run(lab, placement, options.scale.cpu_s(speed(lab)), stop))?;
-        row.live_s = Some(options.scale.to_paper_s(run.elapsed_s));
+        let (run, again) = checked(|| live(placement, scale.cpu_s(speed)))?;
+        row.live_s = Some(scale.to_paper_s(run.elapsed_s));
         row.migrations = Some(run.migrations);
         finish(row, run.entitlement, again, conditions, progress);
     }

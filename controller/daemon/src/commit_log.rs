@@ -18,13 +18,16 @@ struct Line {
     record: Record,
 }
 
+/// Epoch and kind of the last record of each group.
+pub(crate) type LastRecords = BTreeMap<u64, (u32, Record)>;
+
 /// The open log.
 #[derive(Debug)]
 pub(crate) struct CommitLog(File);
 
 impl CommitLog {
     /// Opens it, returning the last record of each group of the run before.
-    pub(crate) fn open(path: &Path) -> Result<(Self, BTreeMap<u64, (u32, Record)>)> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, LastRecords)> {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = file.with_context(|| format!("cannot open the commit log {}", path.display()))?;
         let mut last = BTreeMap::new();

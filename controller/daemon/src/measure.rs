@@ -45,7 +45,8 @@ pub(crate) async fn run(node: Rc<Node>, mut probe: Box<dyn Probe>) {
 fn take(node: &Node, mut sample: mosix_probe::Sample) {
     let taken_at_s = node.now_s();
     sample.processes.retain(|process| !process.kernel_thread && !is_ours(&process.comm));
-    sample.load = sample.processes.iter().map(|process| process.demand).sum();
+    // From 0: the empty sum of floats is -0.
+    sample.load = sample.processes.iter().fold(0.0, |load, process| load + process.demand);
     let running: f64 = sample.processes.iter().map(|process| wants(node, process)).sum();
     let used_bytes = sample.memory_total_bytes.saturating_sub(sample.memory_available_bytes);
     let mut ledger = node.ledger.borrow_mut();

@@ -24,10 +24,10 @@ const LISTED_DEMAND: f64 = 0.2;
 pub(crate) fn status(node: &Node) -> Status {
     let now_s = node.now_s();
     let mut nodes: Vec<NodeRow> = node.identity.members().iter().map(|member| row(node, NodeId(member.id), &member.name, now_s)).collect();
-    nodes.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+    nodes.sort_by_key(|row| natural(&row.name));
     let up = nodes.iter().filter(|row| row.state == "up").count();
     let missing: Vec<&str> = nodes.iter().filter(|row| row.state != "up").map(|row| row.name.as_str()).collect();
-    let mut health = format!("{up} of {} nodes up, {:.0} processes want a CPU", nodes.len(), nodes.iter().map(|row| row.load).sum::<f64>());
+    let mut health = format!("{up} of {} nodes up, {:.0} processes want a CPU", nodes.len(), nodes.iter().fold(0.0, |sum, row| sum + row.load));
     if !missing.is_empty() {
         health.push_str(&format!("; not heard of: {}", missing.join(", ")));
     }

@@ -64,6 +64,7 @@ impl HolderConfig {
 /// # Errors
 /// If the namespaces, mounts or the socket cannot be made. The report pipe has said so then.
 pub fn run(node_dir: &Path) -> Result<()> {
+    sys::keep_from_children().map_err(failed("closing what was inherited"))?;
     let path = node_dir.join(HolderConfig::FILE);
     let text = fs::read(&path).map_err(failed(format!("reading {}", path.display())))?;
     let config: HolderConfig = serde_json::from_slice(&text).map_err(|error| LabError::Protocol(format!("{}: {error}", path.display())))?;
@@ -272,10 +273,22 @@ fn start(config: &HolderConfig, client: &mut Client, request: ExecRequest) -> bo
 fn try_start(config: &HolderConfig, client: &mut Client, mut request: ExecRequest) -> std::result::Result<Pid, String> {
     let fds = client.reader.take_fds();
     let stdio: [OwnedFd; 3] = fds.try_into().map_err(|_| "three descriptors are needed")?;
+    let stdio = own_nulls(stdio).map_err(|error| format!("/dev/null: {error}"))?;
     allow(&client.stream, &mut request)?;
     let groups = if request.throttled { &config.throttled } else { &config.unthrottled };
     let plan = Plan::new(&request, &config.env, groups, config.cpu, stdio)?;
     plan.start().map_err(|error| format!("fork: {error}"))
+}
+
+/// A null device that was opened outside is on a mount that this node does not have, which a program could see (and CRIU minds):
+/// the node's own takes its place.
+fn own_nulls(stdio: [OwnedFd; 3]) -> std::io::Result<[OwnedFd; 3]> {
+    let own = |fd: OwnedFd| -> std::io::Result<OwnedFd> {
+        let is_null = nix::sys::stat::fstat(&fd).is_ok_and(|stat| stat.st_rdev == nix::sys::stat::makedev(1, 3));
+        if is_null { Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into()) } else { Ok(fd) }
+    };
+    let [stdin, stdout, stderr] = stdio;
+    Ok([own(stdin)?, own(stdout)?, own(stderr)?])
 }
 
 /// Root may do anything; others run as themselves, and not outside the quota.

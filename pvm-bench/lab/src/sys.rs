@@ -25,6 +25,13 @@ pub(crate) fn fork() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// Marks every descriptor but the standard ones to be closed by exec: what our caller had open is none of the nodes' programs' business.
+pub(crate) fn keep_from_children() -> io::Result<()> {
+    // SAFETY: only flags of descriptors are changed, no memory is touched.
+    let result = unsafe { nix::libc::close_range(3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC as i32) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Reaps one child that ended: its pid and raw wait status (nix's form of it cannot be turned back).
 pub(crate) fn reap_one() -> Option<(Pid, i32)> {
     let mut status = 0;

@@ -145,20 +145,20 @@ impl Run {
             Event::Stubbed(stamp, result) => self.stubbed(stamp, result).await,
             Event::InputReady(id) => {
                 self.pending.insert(id);
-                self.to_guest(ToAgent::Pending { id }).await;
+                self.tell_guest(ToAgent::Pending { id }).await;
             }
             Event::Written(id, bytes) => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.written(bytes);
                 }
-                self.to_guest(ToAgent::Credit { id, bytes: bytes as u32 }).await;
+                self.tell_guest(ToAgent::Credit { id, bytes: bytes as u32 }).await;
             }
             Event::Broken(id) => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.close_output(id);
                     stdio.written(usize::MAX);
                 }
-                self.to_guest(ToAgent::Closed { id }).await;
+                self.tell_guest(ToAgent::Closed { id }).await;
             }
             Event::Timeout(stamp, state) => {
                 if self.machine.state() == state && self.machine.stamp() == stamp {
@@ -259,12 +259,12 @@ impl Run {
                 })
             }
             Action::SendCommit => {
-                self.to_next(ToHolder::Commit).await;
+                self.tell_next(ToHolder::Commit).await;
                 None
             }
             Action::SendAbort { epoch, why } => {
                 if self.next.as_ref().is_some_and(|link| link.epoch == epoch) {
-                    self.to_next(ToHolder::Abort { why }).await;
+                    self.tell_next(ToHolder::Abort { why }).await;
                 }
                 None
             }
@@ -279,7 +279,7 @@ impl Run {
                 Some(On::ProcessGone)
             }
             Action::KillGuest => {
-                self.to_next(ToHolder::Agent(ToAgent::Kill)).await;
+                self.tell_next(ToHolder::Agent(ToAgent::Kill)).await;
                 None
             }
             Action::Report(report) => {
@@ -502,11 +502,11 @@ impl Run {
     /// Delivers what was held back, and asks a new holder again for readers.
     async fn catch_up(&mut self, is_new: bool) {
         for message in std::mem::take(&mut self.held_back) {
-            self.to_guest(message).await;
+            self.tell_guest(message).await;
         }
         if is_new {
             for id in self.pending.clone() {
-                self.to_guest(ToAgent::Pending { id }).await;
+                self.tell_guest(ToAgent::Pending { id }).await;
             }
         }
     }
@@ -519,14 +519,14 @@ impl Run {
 
     // --- the links -----------------------------------------------------------------------------------------------------
 
-    async fn to_next(&self, message: ToHolder) {
+    async fn tell_next(&self, message: ToHolder) {
         if let Some(link) = &self.next {
             link.send(message).await;
         }
     }
 
     /// To whoever has the guest; held back while it is frozen.
-    async fn to_guest(&mut self, message: ToAgent) {
+    async fn tell_guest(&mut self, message: ToAgent) {
         let frozen = !matches!(self.machine.state(), State::Running | State::Done | State::Offered | State::Releasing);
         match &self.holder {
             Some(holder) if !frozen => holder.send(ToHolder::Agent(message)).await,
@@ -625,8 +625,8 @@ impl Run {
                 };
                 if !taken {
                     // Nobody reads it: the credit is given back, the guest's next write fails as at home.
-                    self.to_guest(ToAgent::Credit { id, bytes: count as u32 }).await;
-                    self.to_guest(ToAgent::Closed { id }).await;
+                    self.tell_guest(ToAgent::Credit { id, bytes: count as u32 }).await;
+                    self.tell_guest(ToAgent::Closed { id }).await;
                 }
             }
             FromAgent::Eof { id } => {
@@ -660,13 +660,13 @@ impl Run {
         match stdio.read(id, bytes) {
             Input::Bytes(bytes) => {
                 stdio.watch_input(id);
-                self.to_guest(ToAgent::Data { id, bytes }).await;
+                self.tell_guest(ToAgent::Data { id, bytes }).await;
             }
             Input::End => {
                 if id == TERMINAL {
                     stdio.watch_input(id);
                 }
-                self.to_guest(ToAgent::EndOfInput { id }).await;
+                self.tell_guest(ToAgent::EndOfInput { id }).await;
             }
             Input::Nothing => stdio.watch_input(id),
         }
@@ -678,13 +678,13 @@ impl Run {
                 if signo == libc::SIGWINCH
                     && let Some(size) = self.stdio.as_ref().and_then(Stdio::window_size)
                 {
-                    self.to_guest(ToAgent::WindowSize { size }).await;
+                    self.tell_guest(ToAgent::WindowSize { size }).await;
                 }
                 if signo == libc::SIGCONT {
                     self.info.borrow_mut().stopped = false;
                 }
                 let value = (code == SI_QUEUE).then_some(value as i64);
-                self.to_guest(ToAgent::Signal { signo, value }).await;
+                self.tell_guest(ToAgent::Signal { signo, value }).await;
             }
             StubEvent::Gone { .. } => {
                 tracing::debug!(pid = self.plan.pid, "the stub was killed");

@@ -160,7 +160,10 @@ fn adopt(node: &Rc<Node>, pid: i32) -> Result<mpsc::Sender<Event>> {
 
 /// Judges a process of this home that runs here.
 pub(crate) fn plan_of(node: &Node, pid: i32) -> Result<(Plan, Facts)> {
-    let facts = facts::collect(pid).map_err(|error| anyhow!("{error}"))?;
+    let mut facts = facts::collect(pid).map_err(|error| anyhow!("{error}"))?;
+    // This daemon's own copies, taken for a move that is under way, are not somebody else's.
+    let own_pid = std::process::id() as i32;
+    facts.fds.iter_mut().for_each(|fd| fd.holders.retain(|holder| holder.pid != own_pid));
     let own = Own::collect(&helper_pids(node)).map_err(|error| anyhow!("{error}"))?;
     match judge(&facts, &own) {
         Verdict::Movable(plan) => Ok((plan, facts)),

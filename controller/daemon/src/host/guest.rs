@@ -82,8 +82,6 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
     };
     let info = Rc::new(RefCell::new(Info {
         home: home.clone(),
-        home_pid: process.pid,
-        comm: process.comm.clone(),
         outer_pid: None,
         since: Instant::now(),
         work_before_s: process.work_s,
@@ -464,17 +462,21 @@ impl Run {
 
     // --- the end -------------------------------------------------------------------------------------------------------
 
+    /// Unless a later epoch has taken the place.
+    fn strike_off(&self) {
+        let mut guests = self.node.guests.borrow_mut();
+        if guests.get(&self.stamp.group).is_some_and(|guest| guest.stamp == self.stamp) {
+            guests.remove(&self.stamp.group);
+        }
+    }
+
     async fn clean_up(mut self, speaking: tokio::task::JoinHandle<()>) {
         // Without its socket the agent ends, and the kernel ends all that is in its namespace.
         self.agent = None;
         self.end_hop(true);
         let (home, id) = self.reservation();
         self.node.ledger.borrow_mut().abort(home, id);
-        let mut guests = self.node.guests.borrow_mut();
-        if guests.get(&self.stamp.group).is_some_and(|guest| guest.stamp == self.stamp) {
-            guests.remove(&self.stamp.group);
-        }
-        drop(guests);
+        self.strike_off();
         let freezer = self.freezer.clone();
         let images_dir = self.images_dir.clone();
         // A frozen body dies only when it is thawed.

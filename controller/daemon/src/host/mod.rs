@@ -32,8 +32,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(crate) struct Info {
     pub(crate) home: String,
-    pub(crate) home_pid: i32,
-    pub(crate) comm: String,
     /// Pid in this node's namespace, once it runs.
     pub(crate) outer_pid: Option<i32>,
     pub(crate) since: Instant,

@@ -64,6 +64,9 @@ fn judge_one(facts: &Facts, fd: &Fd) -> Result<Use, Refusal> {
     if fd.link.starts_with("/memfd:") {
         return Err(Refusal::KernelObject { fd: number, kind: "memfd".to_owned() });
     }
+    if fd.foreign_mount {
+        return Err(Refusal::ForeignMount { fd: number, path });
+    }
     match fd.mode & libc::S_IFMT {
         libc::S_IFREG => regular(fd),
         libc::S_IFDIR => directory(fd),

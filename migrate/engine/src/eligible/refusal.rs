@@ -199,6 +199,14 @@ pub enum Refusal {
         /// The link's text.
         path: String,
     },
+    /// From another mount namespace.
+    #[error("descriptor {fd} ({path}) was opened in another mount namespace and handed over: its path means nothing here, so it could not be opened elsewhere")]
+    ForeignMount {
+        /// Which.
+        fd: i32,
+        /// The link's text.
+        path: String,
+    },
     /// /proc, /sys.
     #[error("descriptor {fd} is {path}, which tells of this machine: another node's would tell something else")]
     MachineFile {

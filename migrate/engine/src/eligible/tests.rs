@@ -194,6 +194,7 @@ fn files() {
         fd_refused(shared(file(3, "/tmp/f", flags)), &Refusal::SharedOffset { fd: 3, path: path(), pid: 50 });
     }
     fd_refused(Fd { leads_there: false, ..file(3, "/tmp/f", 0) }, &Refusal::FileGone { fd: 3, path: path() });
+    fd_refused(Fd { foreign_mount: true, ..file(3, "/tmp/f", 0) }, &Refusal::ForeignMount { fd: 3, path: path() });
     fd_refused(Fd { locks: vec!["1: FLOCK".into()], ..file(3, "/tmp/f", 0) }, &Refusal::Locked { fd: 3, path: path() });
     fd_refused(file(3, "/proc/stat", 0), &Refusal::MachineFile { fd: 3, path: "/proc/stat".into() });
     fd_refused(file(3, "/memfd:x (deleted)", 2), &Refusal::KernelObject { fd: 3, kind: "memfd".into() });

@@ -11,16 +11,22 @@ pub(super) fn read(proc: &Proc) -> Result<Vec<Fd>, FactsError> {
     if numbers.len() > MAX_FDS {
         return Err(FactsError::TooMany { pid: proc.pid, what: "open files", limit: MAX_FDS });
     }
+    let mounts = mount_ids(&proc.text("mountinfo")?);
     let mut fds = Vec::with_capacity(numbers.len());
     for number in numbers {
         match read_one(proc, number) {
-            Ok(fd) => fds.push(fd),
+            Ok(fd) => fds.push(Fd { foreign_mount: fd.link.starts_with('/') && !mounts.contains(&fd.mnt_id), ..fd }),
             Err(FactsError::Gone { .. }) => {}
             Err(error) => return Err(error),
         }
     }
     find_duplicates(proc, &mut fds)?;
     Ok(fds)
+}
+
+/// The mounts that the process can name: first field of each line of mountinfo.
+fn mount_ids(mountinfo: &str) -> Vec<i32> {
+    mountinfo.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
 }
 
 fn read_one(proc: &Proc, number: i32) -> Result<Fd, FactsError> {

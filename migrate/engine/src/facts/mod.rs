@@ -160,6 +160,8 @@ pub struct Fd {
     pub pos: i64,
     /// The mount it was opened on.
     pub mnt_id: i32,
+    /// It is a path on a mount that the process itself does not have: opened in another mount namespace and handed over.
+    pub foreign_mount: bool,
     /// Device of the inode.
     pub dev: u64,
     /// The inode.

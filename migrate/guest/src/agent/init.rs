@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use mosix_criu::freezer::Freezer;
-use mosix_guest::{Carried, End, FromAgent, Setup, ToAgent, receive, send};
+use mosix_guest::{Carried, End, FromAgent, ProtocolError, Setup, ToAgent, receive, send};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -175,7 +175,11 @@ impl Agent {
 
     fn order(&mut self) -> Result<()> {
         // An error here is the end of the connection: init ends, and with it everything in this namespace.
-        let order: ToAgent = receive(&mut self.control).context("mosixd has gone")?;
+        let order: ToAgent = match receive(&mut self.control) {
+            Ok(order) => order,
+            Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return self.end(),
+            Err(error) => return Err(error).context("mosixd has gone"),
+        };
         match order {
             ToAgent::Restore { images_dir, carried } if self.phase == Phase::Waiting => self.restore(images_dir, carried),
             ToAgent::Commit if self.phase == Phase::Restoring => self.order_parent(&ParentOrder::Go),
