@@ -31,13 +31,13 @@ pub struct ClusterSpec {
     pub period_ms: u64,
     /// Balancing on from the start.
     pub balance: bool,
-    /// Log filter of the daemons.
+    /// Log filter of the daemons; by default that of the variable `MOSIX_LOG`, else `info`.
     pub log: String,
 }
 
 impl Default for ClusterSpec {
     fn default() -> Self {
-        Self { period_ms: 1000, balance: true, log: "info".into() }
+        Self { period_ms: 1000, balance: true, log: std::env::var("MOSIX_LOG").unwrap_or_else(|_| "info".into()) }
     }
 }
 
@@ -148,7 +148,11 @@ impl Cluster {
                     let log = std::fs::read_to_string(dir.join(format!("{}.log", daemon.name))).unwrap_or_default();
                     let tail: Vec<&str> = log.lines().rev().take(5).collect();
                     let what = ended.map_or("does not hear of all nodes".to_owned(), |status| format!("ended with {status}"));
-                    return Err(bad(format!("mosixd on {} {what}; its log says:\n{}", daemon.name, tail.into_iter().rev().collect::<Vec<_>>().join("\n"))));
+                    return Err(bad(format!(
+                        "mosixd on {} {what}; its log says:\n{}",
+                        daemon.name,
+                        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+                    )));
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -212,10 +216,13 @@ fn make_keys(lab: &Lab, dir: &Path) -> Result<()> {
 /// The set-up's own CRIU, else the one on PATH.
 fn find_criu() -> Result<PathBuf> {
     let tools = std::env::var_os("MOSIX_TOOLS").map(|dir| PathBuf::from(dir).join("bin"));
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.ancestors().find(|dir| dir.join(".tools").is_dir())?.join(".tools/bin")));
+    let beside =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.ancestors().find(|dir| dir.join(".tools").is_dir())?.join(".tools/bin")));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = tools.into_iter().chain(beside).chain(std::env::split_paths(&path));
-    places.find_map(|dir| Some(dir.join("criu")).filter(|file| file.is_file())).ok_or_else(|| bad("no criu found: run `cargo xtask setup`".into()))
+    places
+        .find_map(|dir| Some(dir.join("criu")).filter(|file| file.is_file()))
+        .ok_or_else(|| bad("no criu found: run `cargo xtask setup`".into()))
 }
 
 fn start(lab: &Lab, node: &Node, dir: &Path, spec: &ClusterSpec, program: &Path, criu: &Path) -> Result<Daemon> {
@@ -224,6 +231,9 @@ fn start(lab: &Lab, node: &Node, dir: &Path, spec: &ClusterSpec, program: &Path,
     std::fs::write(&config, configuration(node, dir, &socket, spec, criu)).map_err(failed("writing a configuration"))?;
     let log = File::create(dir.join(format!("{}.log", node.name))).map_err(failed("making a log"))?;
     let argv = [program.as_os_str().to_owned(), "--config".into(), config.into_os_string()];
+    // On the node itself `mosixctl` finds the socket at its usual place; from outside it is a file of the lab.
+    let usual = format!("mkdir -p /run/mosix && ln -sfn '{}' /run/mosix/control.sock", socket.display());
+    node.output(Exec::new(["sh", "-c", &usual]).throttled(false))?;
     let child = node.spawn(Exec::new(argv).throttled(false).stderr(log))?;
     Ok(Daemon { name: node.name.clone(), child, socket })
 }

@@ -178,7 +178,13 @@ fn measure(lab: &Lab, options: &Options, side: &Side, runs: u32, stop: &StopFlag
 }
 
 /// PVM's side, the live side from PVM's placement, and the live side from one node.
-fn live_run(lab: &Lab, options: &Options, home_rows: &[u32], cluster: Option<Cluster>, stop: &StopFlag) -> anyhow::Result<(Report, Cluster)> {
+fn live_run(
+    lab: &Lab,
+    options: &Options,
+    home_rows: &[u32],
+    cluster: Option<Cluster>,
+    stop: &StopFlag,
+) -> anyhow::Result<(Report, Cluster)> {
     let mut live = Live::new(Start::Placed, options.scale)?;
     if let Some(cluster) = cluster {
         live = live.with_cluster(cluster);
@@ -203,7 +209,10 @@ fn show(reports: &[Report], json: Option<PathBuf>) -> anyhow::Result<()> {
     let Some(first) = reports.first() else { bail!("nothing was measured") };
     println!("{}", report_table(reports));
     println!("live side: {}", first.conditions.live_side);
-    println!("times in seconds of the paper; {} real seconds stand for 300 ({HOME_SCALE} times as many in rows that start at home)", first.conditions.time_scale_s);
+    println!(
+        "times in seconds of the paper; {} real seconds stand for 300 ({HOME_SCALE} times as many in rows that start at home)",
+        first.conditions.time_scale_s
+    );
     for row in reports.iter().flat_map(|report| &report.rows).filter(|row| row.entitlement < MIN_ENTITLEMENT) {
         println!("row {}: not to be trusted, the nodes got only {:.3} of their CPU", row.processes, row.entitlement);
     }

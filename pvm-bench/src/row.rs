@@ -78,7 +78,18 @@ pub fn report_table(reports: &[Report]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header([
-        "processes", "start", "bound", "greedy", "PVM", "vs paper", "live", "vs greedy", "moves", "PVM slower by", "paper says", "entitled",
+        "processes",
+        "start",
+        "bound",
+        "greedy",
+        "PVM",
+        "vs paper",
+        "live",
+        "vs greedy",
+        "moves",
+        "PVM slower by",
+        "paper says",
+        "entitled",
     ]);
     let Some(first) = reports.first() else { return table };
     for (index, row) in first.rows.iter().enumerate() {

@@ -42,7 +42,8 @@ impl Mounts {
     }
 
     fn same(&self, a: &Path, b: &Path) -> bool {
-        let mount = |path: &Path| self.0.iter().filter(|mount| path.starts_with(mount)).max_by_key(|mount| mount.as_os_str().len()).cloned();
+        let mount =
+            |path: &Path| self.0.iter().filter(|mount| path.starts_with(mount)).max_by_key(|mount| mount.as_os_str().len()).cloned();
         mount(a).is_some_and(|found| Some(found) == mount(b))
     }
 }

@@ -237,7 +237,14 @@ mod tests {
 
     #[test]
     fn misspelt_keys_and_impossible_values_are_refused() {
-        for bad in ["peroid = 1", "[node]\nspeed = 0.0", "[node]\ncpu_share = 2.0", "[timing]\nperiod_ms = 1", "[policy]\nmax_in = 0", "[node]\nguest_cgroups = [\"/nonexistent\"]"] {
+        for bad in [
+            "peroid = 1",
+            "[node]\nspeed = 0.0",
+            "[node]\ncpu_share = 2.0",
+            "[timing]\nperiod_ms = 1",
+            "[policy]\nmax_in = 0",
+            "[node]\nguest_cgroups = [\"/nonexistent\"]",
+        ] {
             assert!(parse(&format!("{LEAST}{bad}\n")).is_err(), "{bad}");
         }
     }

@@ -80,7 +80,10 @@ async fn receive_file(stream: &mut Stream, path: &Path, bytes: u64, buffer: &mut
 }
 
 fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    !name.is_empty()
+        && name.len() <= 128
+        && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 #[cfg(test)]

@@ -73,12 +73,22 @@ fn start(args: &Args) -> Result<()> {
     if args.check_config {
         config.freezer_root()?;
         config.agent()?;
-        println!("{}: ok; node {} of {} members, {}", args.config.display(), config.name, identity.members().len(), config.criu()?.display());
+        println!(
+            "{}: ok; node {} of {} members, {}",
+            args.config.display(),
+            config.name,
+            identity.members().len(),
+            config.criu()?.display()
+        );
         return Ok(());
     }
     std::fs::create_dir_all(&config.state_dir).with_context(|| format!("cannot make {}", config.state_dir.display()))?;
     // Before anything is touched: another daemon of this node may be alive.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(64).thread_keep_alive(Duration::from_secs(2)).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, run(config, identity))
 }
@@ -133,7 +143,9 @@ async fn wait_for_end(node: &Node) -> Result<()> {
         }
         if !told {
             told = true;
-            tracing::warn!("{guests} guests go home; {away} processes of this home are carried by this daemon and would end with it: waiting. Signal again to end now");
+            tracing::warn!(
+                "{guests} guests go home; {away} processes of this home are carried by this daemon and would end with it: waiting. Signal again to end now"
+            );
         }
         tokio::select! {
             _ = term.recv() => break,

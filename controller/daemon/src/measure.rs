@@ -1,5 +1,6 @@
 //! Measuring: one sample a period, and what it means for the committed counts.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -44,18 +45,33 @@ pub(crate) async fn run(node: Rc<Node>, mut probe: Box<dyn Probe>) {
 
 fn take(node: &Node, mut sample: mosix_probe::Sample) {
     let taken_at_s = node.now_s();
-    sample.processes.retain(|process| !process.kernel_thread && !is_ours(&process.comm));
+    let unborn = unborn(node, &sample);
+    sample.processes.retain(|process| !process.kernel_thread && !is_ours(&process.comm) && !unborn.contains(&process.pid));
     // From 0: the empty sum of floats is -0.
     sample.load = sample.processes.iter().fold(0.0, |load, process| load + process.demand);
     let running: f64 = sample.processes.iter().map(|process| wants(node, process)).sum();
     let used_bytes = sample.memory_total_bytes.saturating_sub(sample.memory_available_bytes);
     let mut ledger = node.ledger.borrow_mut();
+    tracing::trace!(running, load = sample.load, processes = ?sample.processes.iter().filter(|p| p.demand > 0.01).map(|p| (p.pid, p.state, p.demand)).collect::<Vec<_>>(), "sample");
     ledger.sample(running.round().clamp(0.0, f64::from(u16::MAX)) as u16, used_bytes, taken_at_s);
     for (peer, id) in ledger.expire(taken_at_s) {
         tracing::warn!(peer, id, "a reserved process did not come in time");
     }
+    tracing::trace!(committed = ledger.committed(), incoming = ledger.incoming(), outgoing = ledger.outgoing(), "ledger");
     drop(ledger);
     *node.sample.borrow_mut() = sample;
+}
+
+/// Copies that have been restored and wait for home's word: the reservation counts them already, and they may never run.
+fn unborn(node: &Node, sample: &mosix_probe::Sample) -> BTreeSet<u32> {
+    let guests = node.guests.borrow();
+    let running: BTreeSet<i32> = guests.values().filter_map(|guest| guest.info.borrow().outer_pid).collect();
+    if running.len() == guests.len() {
+        return BTreeSet::new();
+    }
+    let agents: BTreeSet<u32> = sample.processes.iter().filter(|process| is_ours(&process.comm)).map(|process| process.pid).collect();
+    let restored = sample.processes.iter().filter(|process| process.nested && agents.contains(&process.ppid));
+    restored.map(|process| process.pid).filter(|pid| !running.contains(&(*pid as i32))).collect()
 }
 
 /// How many CPUs a process wants, for the committed count.
@@ -74,7 +90,11 @@ fn is_leaving(node: &Node, process: &ProcessSample) -> bool {
         return false;
     }
     leaving.contains(&u64::from(process.pid))
-        || node.guests.borrow().iter().any(|(group, guest)| leaving.contains(group) && guest.info.borrow().outer_pid == Some(process.pid as i32))
+        || node
+            .guests
+            .borrow()
+            .iter()
+            .any(|(group, guest)| leaving.contains(group) && guest.info.borrow().outer_pid == Some(process.pid as i32))
 }
 
 /// Seconds since a process was started.
@@ -98,7 +118,9 @@ fn tell_homes(node: &Node) {
     let sample = node.sample.borrow();
     for guest in node.guests.borrow().values() {
         let info = guest.info.borrow();
-        let Some(process) = sample.processes.iter().find(|process| info.running && Some(process.pid as i32) == info.outer_pid) else { continue };
+        let Some(process) = sample.processes.iter().find(|process| info.running && Some(process.pid as i32) == info.outer_pid) else {
+            continue;
+        };
         let event = Event::Figures { work_s: info.work_before_s + work(node, process), rss_bytes: process.rss_bytes };
         // A task that is busy gets the next one.
         let _ = guest.events.try_send(event);

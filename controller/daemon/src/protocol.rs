@@ -72,13 +72,23 @@ pub(crate) struct Process {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ToHolder {
     Commit,
-    Abort { why: String },
+    Abort {
+        why: String,
+    },
     /// Be the source of the next hop: epoch `stamp.epoch`, to `target`.
-    Dump { stamp: Stamp, target: String },
+    Dump {
+        stamp: Stamp,
+        target: String,
+    },
     Thaw,
     Release,
     /// The wish to move it came to nothing: `refused` by the target's policy, or failed.
-    WishDone { target: u32, why: String, refused: bool, record: Option<Record> },
+    WishDone {
+        target: u32,
+        why: String,
+        refused: bool,
+        record: Option<Record>,
+    },
     /// Home is there.
     Beat,
     /// To the guest's agent.
@@ -88,24 +98,47 @@ pub(crate) enum ToHolder {
 /// Holder to home.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum FromHolder {
-    Accepted { keys: Vec<(u16, String)>, record: Record },
-    Refused { why: String, record: Record },
+    Accepted {
+        keys: Vec<(u16, String)>,
+        record: Record,
+    },
+    Refused {
+        why: String,
+        record: Record,
+    },
     Prepared,
     Done,
-    Failed { why: String },
-    NeverRan { why: String },
+    Failed {
+        why: String,
+    },
+    NeverRan {
+        why: String,
+    },
     Unknown,
     AbortAcked,
-    Dumped { frozen_us: u64, image_bytes: u64 },
-    DumpFailed { why: String },
+    Dumped {
+        frozen_us: u64,
+        image_bytes: u64,
+    },
+    DumpFailed {
+        why: String,
+    },
     Thawed,
     Released,
     /// The holder's policy wants it elsewhere.
-    Wish { target: u32, request: Request },
+    Wish {
+        target: u32,
+        request: Request,
+    },
     /// The holder wants it gone (it stops, or its owner needs it): home, please.
-    Evict { why: String },
+    Evict {
+        why: String,
+    },
     /// Now and then: work done in its life, resident memory.
-    Figures { work_s: f64, rss_bytes: u64 },
+    Figures {
+        work_s: f64,
+        rss_bytes: u64,
+    },
     /// The holder is there.
     Beat,
     /// From the guest's agent.

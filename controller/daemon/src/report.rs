@@ -27,7 +27,8 @@ pub(crate) fn status(node: &Node) -> Status {
     nodes.sort_by_key(|row| natural(&row.name));
     let up = nodes.iter().filter(|row| row.state == "up").count();
     let missing: Vec<&str> = nodes.iter().filter(|row| row.state != "up").map(|row| row.name.as_str()).collect();
-    let mut health = format!("{up} of {} nodes up, {:.0} processes want a CPU", nodes.len(), nodes.iter().fold(0.0, |sum, row| sum + row.load));
+    let mut health =
+        format!("{up} of {} nodes up, {:.0} processes want a CPU", nodes.len(), nodes.iter().fold(0.0, |sum, row| sum + row.load));
     if !missing.is_empty() {
         health.push_str(&format!("; not heard of: {}", missing.join(", ")));
     }
@@ -84,7 +85,13 @@ fn from_record(name: &str, state: &str, record: &Record, age_s: Option<f64>) -> 
 
 /// The processes of this home.
 pub(crate) fn processes(node: &Node, all: bool) -> Vec<ProcessRow> {
-    let mut rows: Vec<ProcessRow> = node.deputies.borrow().iter().filter(|(_, deputy)| deputy.info.borrow().is_stub).map(|(pid, deputy)| deputy_row(node, *pid, deputy)).collect();
+    let mut rows: Vec<ProcessRow> = node
+        .deputies
+        .borrow()
+        .iter()
+        .filter(|(_, deputy)| deputy.info.borrow().is_stub)
+        .map(|(pid, deputy)| deputy_row(node, *pid, deputy))
+        .collect();
     let away: BTreeSet<i32> = rows.iter().map(|row| row.pid).collect();
     let sample = node.sample.borrow();
     let natives = sample.processes.iter().filter(|process| !process.nested && !away.contains(&(process.pid as i32)));
@@ -166,7 +173,11 @@ pub(crate) fn explain(node: &Node, pid: i32) -> Result<Explained> {
     let decisions = node.decisions.borrow();
     let mine = decisions.iter().filter(|decision| decision.key.is_none_or(|key| key == pid as u64));
     let rows: Vec<DecisionRow> = mine
-        .map(|decision| DecisionRow { ago_s: decision.at.elapsed().as_secs_f64(), rule: decision.rule.to_owned(), text: decision.text.clone() })
+        .map(|decision| DecisionRow {
+            ago_s: decision.at.elapsed().as_secs_f64(),
+            rule: decision.rule.to_owned(),
+            text: decision.text.clone(),
+        })
         .collect();
     explained.decisions = rows.into_iter().rev().take(MAX_SHOWN).rev().collect();
     Ok(explained)
@@ -207,7 +218,8 @@ pub(crate) fn stats(node: &Node) -> Stats {
 }
 
 fn cpu_of(who: nix::sys::resource::UsageWho) -> f64 {
-    let seconds = |time: nix::sys::time::TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64).as_secs_f64();
+    let seconds =
+        |time: nix::sys::time::TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64).as_secs_f64();
     nix::sys::resource::getrusage(who).map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 

@@ -84,7 +84,13 @@ struct Run {
 }
 
 /// Runs until the process has ended, or has stayed home after all.
-pub(crate) async fn run(node: Rc<Node>, plan: Plan, info: Rc<RefCell<Info>>, events: mpsc::Sender<Event>, mut queue: mpsc::Receiver<Event>) {
+pub(crate) async fn run(
+    node: Rc<Node>,
+    plan: Plan,
+    info: Rc<RefCell<Info>>,
+    events: mpsc::Sender<Event>,
+    mut queue: mpsc::Receiver<Event>,
+) {
     let group = info.borrow().group;
     let pid = plan.pid;
     let keys = plan.channels.iter().map(|channel| (channel.id, channel.key.clone())).collect();
@@ -229,7 +235,9 @@ impl Run {
         let limit = match state {
             State::Offered => config.connect_timeout() * 2,
             State::Accepted | State::Frozen | State::Prepared => config.move_timeout(),
-            State::Committed | State::InDoubt | State::Aborting | State::Thawing | State::Discarding | State::Releasing => config.connect_timeout(),
+            State::Committed | State::InDoubt | State::Aborting | State::Thawing | State::Discarding | State::Releasing => {
+                config.connect_timeout()
+            }
             State::Running | State::Done | State::Lost | State::Ended => return,
         };
         let events = self.events.clone();
@@ -291,7 +299,10 @@ impl Run {
 
     /// The link broke between commit and answer. The target kills what it cannot tell home about, at the latest when its lease ends; home waits longer.
     fn wait_for_fence(&self) {
-        tracing::warn!(pid = self.plan.pid, "the link broke while the move was being committed: waiting until the target has certainly given up");
+        tracing::warn!(
+            pid = self.plan.pid,
+            "the link broke while the move was being committed: waiting until the target has certainly given up"
+        );
         let (events, stamp) = (self.events.clone(), self.machine.stamp());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(HOME_PATIENCE).await;
@@ -303,7 +314,8 @@ impl Run {
         let info = self.info.borrow();
         let request = self.order.as_ref().map(|order| order.request.clone());
         let direction = |kind: ChannelKind| if kind == ChannelKind::PipeIn { Direction::Input } else { Direction::Output };
-        let key = |id: u16, own: &str| self.keys.iter().find(|(other, _)| *other == id).map_or_else(|| own.to_owned(), |(_, key)| key.clone());
+        let key =
+            |id: u16, own: &str| self.keys.iter().find(|(other, _)| *other == id).map_or_else(|| own.to_owned(), |(_, key)| key.clone());
         let channels = self.plan.channels.iter().map(|channel| ChannelSpec {
             id: channel.id,
             direction: direction(channel.kind),
@@ -432,7 +444,10 @@ impl Run {
             }
             // The guest runs, so the body must never run again: it stays frozen and is killed when the guest ends.
             Err(why) => {
-                tracing::error!(pid = self.plan.pid, "the home body could not become a stub ({why}); it stays frozen, signals to it are not carried");
+                tracing::error!(
+                    pid = self.plan.pid,
+                    "the home body could not become a stub ({why}); it stays frozen, signals to it are not carried"
+                );
                 self.info.borrow_mut().is_stub = true;
                 self.step(stamp, On::Released).await;
             }

@@ -58,8 +58,15 @@ pub(crate) enum Input {
 impl Stdio {
     /// Takes hold of everything while the process is still whole.
     pub(crate) fn open(plan: &Plan, events: mpsc::Sender<Event>) -> Result<Self> {
-        let mut stdio =
-            Self { outputs: BTreeMap::new(), inputs: BTreeMap::new(), terminal: None, pid: plan.pid, events, unwritten: 0, watched: Vec::new() };
+        let mut stdio = Self {
+            outputs: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            terminal: None,
+            pid: plan.pid,
+            events,
+            unwritten: 0,
+            watched: Vec::new(),
+        };
         for channel in &plan.channels {
             let fd = *channel.fds.first().context("a channel without a descriptor")?;
             match channel.kind {
@@ -181,7 +188,10 @@ impl Stdio {
     }
 
     pub(crate) fn is_canonical(&self) -> bool {
-        self.terminal.as_ref().and_then(|file| tcgetattr(file.get_ref()).ok()).is_some_and(|settings| settings.local_flags.contains(LocalFlags::ICANON))
+        self.terminal
+            .as_ref()
+            .and_then(|file| tcgetattr(file.get_ref()).ok())
+            .is_some_and(|settings| settings.local_flags.contains(LocalFlags::ICANON))
     }
 }
 

@@ -36,11 +36,19 @@ pub(crate) enum Event {
     /// Its images have been sent to the next node, or not.
     HopSent(Result<(u64, u64), String>),
     /// This node's policy wants it elsewhere.
-    Wish { target: u32, request: Request },
+    Wish {
+        target: u32,
+        request: Request,
+    },
     /// This node wants it gone.
-    Evict { why: String },
+    Evict {
+        why: String,
+    },
     /// For home's `ps`.
-    Figures { work_s: f64, rss_bytes: u64 },
+    Figures {
+        work_s: f64,
+        rss_bytes: u64,
+    },
     Timeout(DestinationState),
 }
 
@@ -97,7 +105,21 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
     let speaking = tokio::task::spawn_local(speak(writer, outgoing));
     let machine = Destination::new(stamp.group, stamp.epoch.saturating_sub(1));
     let mut run = Run {
-        node, home, stamp, process, request, machine, events, to_home, info, agent: None, keys: Vec::new(), freezer, images_dir, hop: None, over: false,
+        node,
+        home,
+        stamp,
+        process,
+        request,
+        machine,
+        events,
+        to_home,
+        info,
+        agent: None,
+        keys: Vec::new(),
+        freezer,
+        images_dir,
+        hop: None,
+        over: false,
     };
     run.step(On::Offer).await;
     while !run.over {
@@ -227,7 +249,11 @@ impl Run {
     /// Reserves, or says why not; then has everything made that the copy needs.
     async fn admit(&mut self) {
         if let Err(why) = self.reserve() {
-            self.node.remember("admit", None, format!("refused {} (process {} of {}): {why}", self.process.comm, self.process.pid, self.home));
+            self.node.remember(
+                "admit",
+                None,
+                format!("refused {} (process {} of {}): {why}", self.process.comm, self.process.pid, self.home),
+            );
             return Box::pin(self.step(On::Denied { why })).await;
         }
         if let Err(error) = self.start_agent() {

@@ -109,7 +109,8 @@ async fn dispatch(node: &Rc<Node>, stream: Stream, peer: PeerName, opening: Open
         Opening::Images { stamp } => {
             let events = {
                 let guests = node.guests.borrow();
-                let guest = guests.get(&stamp.group).filter(|guest| guest.stamp == stamp).context("images of a process that was not offered")?;
+                let guest =
+                    guests.get(&stamp.group).filter(|guest| guest.stamp == stamp).context("images of a process that was not offered")?;
                 if guest.source != peer.name {
                     bail!("{} sends images that {} should send", peer.name, guest.source);
                 }

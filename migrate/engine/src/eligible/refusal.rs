@@ -200,7 +200,9 @@ pub enum Refusal {
         path: String,
     },
     /// From another mount namespace.
-    #[error("descriptor {fd} ({path}) was opened in another mount namespace and handed over: its path means nothing here, so it could not be opened elsewhere")]
+    #[error(
+        "descriptor {fd} ({path}) was opened in another mount namespace and handed over: its path means nothing here, so it could not be opened elsewhere"
+    )]
     ForeignMount {
         /// Which.
         fd: i32,
