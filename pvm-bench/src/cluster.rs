@@ -52,6 +52,9 @@ struct Daemon {
     name: String,
     child: Child,
     socket: PathBuf,
+    program: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
 }
 
 impl Cluster {
@@ -66,8 +69,28 @@ impl Cluster {
         let criu = find_criu()?;
         let daemons = lab.nodes().iter().map(|node| start(lab, node, &dir, spec, &program, &criu)).collect::<Result<Vec<_>>>()?;
         let mut cluster = Self { daemons };
-        cluster.wait_until_all_know_all(&dir, stop)?;
+        cluster.wait_until_all_know_all(stop)?;
         Ok(cluster)
+    }
+
+    /// Starts the daemon of a node again with the same configuration, after killing (SIGKILL) what is left of the old one, and waits
+    /// until all nodes know all others. The log goes on in the same file.
+    ///
+    /// # Errors
+    /// No such node, or a daemon that does not come up, with the last lines of its log.
+    pub fn restart(&mut self, lab: &Lab, node: usize, stop: &StopFlag) -> Result<()> {
+        let daemon = self.daemons.get_mut(node).ok_or_else(|| bad(format!("there is no node {node}")))?;
+        daemon.child.kill(Signal::SIGKILL)?;
+        if daemon.child.wait_for(Some(Duration::from_secs(10)))?.is_none() {
+            return Err(bad(format!("the old mosixd on {} does not end", daemon.name)));
+        }
+        daemon.child = launch(lab.node(&daemon.name)?, &daemon.program, &daemon.config, &daemon.log)?;
+        self.wait_until_all_know_all(stop)
+    }
+
+    /// Log file of a node's daemon.
+    pub fn log(&self, node: usize) -> Option<&Path> {
+        self.daemons.get(node).map(|daemon| daemon.log.as_path())
     }
 
     /// Asks the daemon of a node (by index); gives its last reply.
@@ -134,7 +157,7 @@ impl Cluster {
         self.daemons.clear();
     }
 
-    fn wait_until_all_know_all(&mut self, dir: &Path, stop: &StopFlag) -> Result<()> {
+    fn wait_until_all_know_all(&mut self, stop: &StopFlag) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         for index in 0..self.daemons.len() {
             loop {
@@ -145,7 +168,7 @@ impl Cluster {
                 let Some(daemon) = self.daemons.get_mut(index) else { break };
                 let ended = daemon.child.try_wait()?;
                 if ended.is_some() || Instant::now() > deadline {
-                    let log = std::fs::read_to_string(dir.join(format!("{}.log", daemon.name))).unwrap_or_default();
+                    let log = std::fs::read_to_string(&daemon.log).unwrap_or_default();
                     let tail: Vec<&str> = log.lines().rev().take(5).collect();
                     let what = ended.map_or("does not hear of all nodes".to_owned(), |status| format!("ended with {status}"));
                     return Err(bad(format!(
@@ -229,13 +252,18 @@ fn start(lab: &Lab, node: &Node, dir: &Path, spec: &ClusterSpec, program: &Path,
     let socket = lab.dir().join(format!("{}.sock", node.name));
     let config = dir.join(format!("{}.toml", node.name));
     std::fs::write(&config, configuration(node, dir, &socket, spec, criu)).map_err(failed("writing a configuration"))?;
-    let log = File::create(dir.join(format!("{}.log", node.name))).map_err(failed("making a log"))?;
-    let argv = [program.as_os_str().to_owned(), "--config".into(), config.into_os_string()];
+    let log = dir.join(format!("{}.log", node.name));
     // On the node itself `mosixctl` finds the socket at its usual place; from outside it is a file of the lab.
     let usual = format!("mkdir -p /run/mosix && ln -sfn '{}' /run/mosix/control.sock", socket.display());
     node.output(Exec::new(["sh", "-c", &usual]).throttled(false))?;
-    let child = node.spawn(Exec::new(argv).throttled(false).stderr(log))?;
-    Ok(Daemon { name: node.name.clone(), child, socket })
+    let child = launch(node, program, &config, &log)?;
+    Ok(Daemon { name: node.name.clone(), child, socket, program: program.to_owned(), config, log })
+}
+
+fn launch(node: &Node, program: &Path, config: &Path, log: &Path) -> Result<Child> {
+    let file = File::options().create(true).append(true).open(log).map_err(failed("opening a log"))?;
+    let argv = [program.as_os_str().to_owned(), "--config".into(), config.as_os_str().to_owned()];
+    Ok(node.spawn(Exec::new(argv).throttled(false).stderr(file))?)
 }
 
 fn configuration(node: &Node, dir: &Path, socket: &Path, spec: &ClusterSpec, criu: &Path) -> String {

@@ -111,8 +111,9 @@ fn ask(link: &Link) -> Reply {
 
 fn relay_status(guest: i32, link: &Link) -> Result<()> {
     while let Some(news) = sys::wait_child(guest, true) {
-        link.send(&ParentNews::Status { status: news.status, cpu_ms: news.cpu_ms })?;
-        if libc::WIFEXITED(news.status) || libc::WIFSIGNALED(news.status) {
+        let told = link.send(&ParentNews::Status { status: news.status, cpu_ms: news.cpu_ms });
+        // Init does not listen any more when it ends the guest on purpose.
+        if told.is_err() || libc::WIFEXITED(news.status) || libc::WIFSIGNALED(news.status) {
             break;
         }
     }
