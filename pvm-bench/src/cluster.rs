@@ -237,7 +237,10 @@ fn make_keys(lab: &Lab, dir: &Path) -> Result<()> {
 }
 
 /// The set-up's own CRIU, else the one on PATH.
-fn find_criu() -> Result<PathBuf> {
+///
+/// # Errors
+/// If there is none.
+pub fn find_criu() -> Result<PathBuf> {
     let tools = std::env::var_os("MOSIX_TOOLS").map(|dir| PathBuf::from(dir).join("bin"));
     let beside =
         std::env::current_exe().ok().and_then(|exe| Some(exe.ancestors().find(|dir| dir.join(".tools").is_dir())?.join(".tools/bin")));

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = Workspace::find().and_then(|workspace| match arguments.command {
         Task::Setup { check: true } => setup::check(&workspace).map(|()| ExitCode::SUCCESS),
-        Task::Setup { check: false } => setup::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Task::Setup { check: false } => setup::run(&workspace, setup::Scope::Everything).map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&workspace, &nextest),
         Task::Demo(demo) => release::demo(&workspace, &demo),
         Task::Lab { arguments } => release::lab(&workspace, &arguments),

@@ -72,7 +72,7 @@ pub(crate) fn lab(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitC
 
 /// All programs of the project in release mode: the lab starts daemons and agents from beside itself.
 fn prepare(workspace: &Workspace) -> Result<()> {
-    setup::ensure(workspace)?;
+    setup::ensure(workspace, setup::Scope::Run)?;
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--release", "--workspace", "--exclude", "xtask", "--bins"]);
     if !workspace.target().join("release").exists() {

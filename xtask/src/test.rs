@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 
 /// Runs all tests, or those that `arguments` (for nextest) select; exit code 1 if any failed.
 pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
-    setup::ensure(workspace)?;
+    setup::ensure(workspace, setup::Scope::Everything)?;
     build_programs(workspace)?;
     let mut counts = run_nextest(workspace, arguments)?;
     if arguments.is_empty()

@@ -8,10 +8,19 @@ use tokio::io::unix::AsyncFd;
 
 /// A duplicate of descriptor `fd` of process `pid`: the same open file description (pidfd_getfd(2)).
 pub(crate) fn take_descriptor(pid: i32, fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: both calls take integers only and return a new descriptor of ours, or -1.
-    let pidfd = unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0))? };
-    // SAFETY: as above.
+    let pidfd = open_process(pid)?;
+    // SAFETY: the call takes integers only and returns a new descriptor of ours, or -1.
     unsafe { owned(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0)) }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(crate) fn process_descriptor(pid: i32) -> io::Result<AsyncFd<File>> {
+    watch(File::from(open_process(pid)?))
+}
+
+fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes integers only and returns a new descriptor of ours, or -1.
+    unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0)) }
 }
 
 /// # Safety

@@ -1,4 +1,4 @@
-//! The marker of a finished set-up: a hash over all that it depends on, in `.tools/setup.done`.
+//! The marker of a finished set-up: a hash over all that it depends on, in `.tools/setup.done` (`setup-run.done` without what only tests need).
 //!
 //! It holds the recipes of all steps, the kernel's release (CRIU is checked against a kernel), the state of the package
 //! database, and size and time of each installed tool. Comparing it takes a millisecond; any difference means that
@@ -12,21 +12,28 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use super::Scope;
 use crate::workspace::Workspace;
 
-const FILE: &str = "setup.done";
 const PACKAGE_DATABASE: &str = "/var/lib/dpkg/status";
 const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// Whether set-up finished with these recipes and nothing changed since.
-pub(super) fn is_current(workspace: &Workspace, recipes: &str) -> bool {
-    fs::read_to_string(workspace.tools().join(FILE)).is_ok_and(|found| found.trim() == fingerprint(workspace, recipes))
+pub(super) fn is_current(workspace: &Workspace, scope: Scope, recipes: &str) -> bool {
+    fs::read_to_string(workspace.tools().join(file(scope))).is_ok_and(|found| found.trim() == fingerprint(workspace, recipes))
 }
 
 /// Records that set-up finished.
-pub(super) fn write(workspace: &Workspace, recipes: &str) -> Result<()> {
-    let path = workspace.tools().join(FILE);
+pub(super) fn write(workspace: &Workspace, scope: Scope, recipes: &str) -> Result<()> {
+    let path = workspace.tools().join(file(scope));
     fs::write(&path, fingerprint(workspace, recipes) + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn file(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Run => "setup-run.done",
+        Scope::Everything => "setup.done",
+    }
 }
 
 fn fingerprint(workspace: &Workspace, recipes: &str) -> String {
@@ -62,12 +69,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let workspace = Workspace::at(dir.path());
         fs::create_dir_all(workspace.tools_bin()).unwrap();
-        assert!(!is_current(&workspace, "a"), "nothing was set up yet");
-        write(&workspace, "a").unwrap();
-        assert!(is_current(&workspace, "a"));
-        assert!(!is_current(&workspace, "b"), "another recipe");
+        assert!(!is_current(&workspace, Scope::Run, "a"), "nothing was set up yet");
+        write(&workspace, Scope::Run, "a").unwrap();
+        assert!(is_current(&workspace, Scope::Run, "a"));
+        assert!(!is_current(&workspace, Scope::Run, "b"), "another recipe");
         fs::write(workspace.tools_bin().join("criu"), "new").unwrap();
-        assert!(!is_current(&workspace, "a"), "a tool changed");
+        assert!(!is_current(&workspace, Scope::Run, "a"), "a tool changed");
     }
 
     #[test]

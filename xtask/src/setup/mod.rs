@@ -51,27 +51,35 @@ trait Step {
     fn install(&self, workspace: &Workspace, log: &mut StepLog) -> Result<()>;
 }
 
-fn steps() -> Vec<Box<dyn Step>> {
-    vec![
-        Box::new(packages::Packages),
-        Box::new(pvm::Pvm),
-        Box::new(rust::RustComponents),
-        Box::new(nextest::Nextest),
-        Box::new(bpf_linker::BpfLinker),
-        Box::new(criu::Criu),
-    ]
+/// How much of it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// To run the demo and the lab. The BPF object comes with the sources, so no linker for it is needed.
+    Run,
+    /// To test and develop, too.
+    Everything,
+}
+
+fn steps(scope: Scope) -> Vec<Box<dyn Step>> {
+    let mut steps: Vec<Box<dyn Step>> = vec![Box::new(packages::Packages), Box::new(pvm::Pvm), Box::new(rust::RustComponents)];
+    if scope == Scope::Everything {
+        steps.push(Box::new(nextest::Nextest));
+        steps.push(Box::new(bpf_linker::BpfLinker));
+    }
+    steps.push(Box::new(criu::Criu));
+    steps
 }
 
 /// Runs every step; returns at the first that fails.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, scope: Scope) -> Result<()> {
     let start = Instant::now();
     fs::create_dir_all(workspace.tools_bin()).with_context(|| format!("cannot make the folder {}", workspace.tools_bin().display()))?;
     let _lock = lock(workspace)?;
-    let steps = steps();
+    let steps = steps(scope);
     for step in &steps {
         provide(step.as_ref(), workspace)?;
     }
-    marker::write(workspace, &recipes(&steps))?;
+    marker::write(workspace, scope, &recipes(&steps))?;
     println!("setup: everything is there ({:.1} s)", start.elapsed().as_secs_f64());
     Ok(())
 }
@@ -82,7 +90,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 /// If anything is missing.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let mut missing = 0;
-    for step in steps() {
+    for step in steps(Scope::Everything) {
         match step.check(workspace)? {
             State::Ready(what) => say(step.as_ref(), &format!("there: {what}")),
             State::Missing(why) => {
@@ -98,8 +106,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
 }
 
 /// Runs the set-up unless the marker says that it is done.
-pub(crate) fn ensure(workspace: &Workspace) -> Result<()> {
-    if marker::is_current(workspace, &recipes(&steps())) { Ok(()) } else { run(workspace) }
+pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<()> {
+    if marker::is_current(workspace, scope, &recipes(&steps(scope))) { Ok(()) } else { run(workspace, scope) }
 }
 
 fn provide(step: &dyn Step, workspace: &Workspace) -> Result<()> {

@@ -25,6 +25,7 @@ use super::stdio::{Input, Stdio, TERMINAL};
 use super::{Info, MoveOrder, Stay};
 use crate::node::Node;
 use crate::protocol::{FromHolder, HOME_PATIENCE, Offer, Process, ToHolder};
+use crate::sys;
 
 /// Signals and input that are kept for a frozen guest; beyond that the oldest are dropped, as a kernel would merge them.
 const MAX_HELD_BACK: usize = 1024;
@@ -47,6 +48,8 @@ pub(crate) enum Event {
     Broken(u16),
     /// Nothing moved on for long in this state.
     Timeout(Stamp, State),
+    /// The original process has ended.
+    BodyGone,
     /// The target of this epoch holds nothing any more, for certain.
     Fenced(Stamp),
     /// The process is to end with this daemon.
@@ -155,14 +158,13 @@ impl Run {
             }
             Event::Written(id, bytes) => {
                 if let Some(stdio) = &mut self.stdio {
-                    stdio.written(bytes);
+                    stdio.written(id, bytes);
                 }
                 self.tell_guest(ToAgent::Credit { id, bytes: bytes as u32 }).await;
             }
             Event::Broken(id) => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.close_output(id);
-                    stdio.written(usize::MAX);
                 }
                 self.tell_guest(ToAgent::Closed { id }).await;
             }
@@ -171,6 +173,7 @@ impl Run {
                     self.step(stamp, On::Timeout).await;
                 }
             }
+            Event::BodyGone => self.body_gone().await,
             Event::Fenced(stamp) => self.step(stamp, On::Fenced).await,
             Event::Stop => self.lost("this home's daemon ends").await,
         }
@@ -194,10 +197,26 @@ impl Run {
             return;
         }
         let target = self.node.name_of(order.target);
+        self.watch_body();
         self.order = Some(order);
         self.info.borrow_mut().moving = true;
         let stamp = Stamp { group: self.machine.stamp().group, epoch: self.machine.stamp().epoch + 1 };
         self.step(stamp, On::Begin { target }).await;
+    }
+
+    /// A body that is killed while it is held must not live on elsewhere.
+    fn watch_body(&self) {
+        if self.body.is_none() {
+            return;
+        }
+        let (events, pidfd) = (self.events.clone(), sys::process_descriptor(self.plan.pid));
+        tokio::task::spawn_local(async move {
+            // No descriptor: it is gone already.
+            if let Ok(pidfd) = pidfd {
+                let _ = pidfd.readable().await;
+            }
+            let _ = events.send(Event::BodyGone).await;
+        });
     }
 
     /// Home's ends of the channels are taken before anything is frozen.
@@ -235,10 +254,9 @@ impl Run {
         let limit = match state {
             State::Offered => config.connect_timeout() * 2,
             State::Accepted | State::Frozen | State::Prepared => config.move_timeout(),
-            State::Committed | State::InDoubt | State::Aborting | State::Thawing | State::Discarding | State::Releasing => {
-                config.connect_timeout()
-            }
-            State::Running | State::Done | State::Lost | State::Ended => return,
+            State::Committed | State::InDoubt | State::Aborting | State::Thawing | State::Discarding => config.connect_timeout(),
+            // Releasing is this daemon's own work, which reports its end by itself.
+            State::Running | State::Releasing | State::Done | State::Lost | State::Ended => return,
         };
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
@@ -284,10 +302,15 @@ impl Run {
             Action::ReleaseSource => self.release_source().await,
             Action::DiscardSource => {
                 self.kill_body();
+                if let Some(holder) = &self.holder {
+                    holder.send(ToHolder::Agent(ToAgent::Kill)).await;
+                }
                 Some(On::ProcessGone)
             }
             Action::KillGuest => {
-                self.tell_next(ToHolder::Agent(ToAgent::Kill)).await;
+                for link in self.next.iter().chain(&self.holder) {
+                    link.send(ToHolder::Agent(ToAgent::Kill)).await;
+                }
                 None
             }
             Action::Report(report) => {
@@ -432,6 +455,25 @@ impl Run {
         None
     }
 
+    /// If it is a stub by now, the watcher tells.
+    async fn body_gone(&mut self) {
+        if self.body.is_none() {
+            return;
+        }
+        let stamp = self.machine.stamp();
+        if self.machine.at_rest() {
+            self.over = true;
+        } else if self.machine.state() == State::Releasing {
+            tracing::debug!(pid = self.plan.pid, "was killed while it became a stub");
+            if let Some(holder) = &self.holder {
+                holder.send(ToHolder::Agent(ToAgent::Kill)).await;
+            }
+            self.over = true;
+        } else {
+            self.step(stamp, On::ProcessGone).await;
+        }
+    }
+
     async fn stubbed(&mut self, stamp: Stamp, result: Result<(), String>) {
         match result {
             Ok(()) => {
@@ -459,10 +501,7 @@ impl Run {
             Report::Moved => self.moved().await,
             Report::Stayed { why } => self.stayed(why).await,
             Report::InDoubt => self.wait_for_fence(),
-            Report::Lost { why } => {
-                self.answer(Err(Stay::failed(format!("{why}: the process is lost"))));
-                self.over = true;
-            }
+            Report::Lost { why } => self.lost(&why).await,
             Report::Ended => {
                 self.answer(Err(Stay::failed("the process ended")));
                 self.over = true;
@@ -646,7 +685,7 @@ impl Run {
             }
             FromAgent::Eof { id } => {
                 if let Some(stdio) = &mut self.stdio {
-                    stdio.close_output(id);
+                    stdio.end_output(id);
                 }
             }
             FromAgent::Wants { id, bytes } => self.wanted(id, bytes as usize).await,

@@ -41,8 +41,8 @@ pub(crate) struct Stdio {
     terminal: Option<Rc<AsyncFd<File>>>,
     pid: i32,
     events: mpsc::Sender<Event>,
-    /// Bytes handed over and not yet written, over all channels.
-    unwritten: usize,
+    /// Bytes handed over and not yet written, by channel.
+    unwritten: BTreeMap<u16, usize>,
     watched: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -64,7 +64,7 @@ impl Stdio {
             terminal: None,
             pid: plan.pid,
             events,
-            unwritten: 0,
+            unwritten: BTreeMap::new(),
             watched: Vec::new(),
         };
         for channel in &plan.channels {
@@ -161,25 +161,33 @@ impl Stdio {
         let Some(output) = self.outputs.get(&id) else { return false };
         let count = bytes.len();
         if output.send(bytes).await.is_err() {
-            self.outputs.remove(&id);
+            self.close_output(id);
             return false;
         }
-        self.unwritten += count;
+        *self.unwritten.entry(id).or_default() += count;
         true
     }
 
     /// The writer has written so much.
-    pub(crate) fn written(&mut self, bytes: usize) {
-        self.unwritten = self.unwritten.saturating_sub(bytes);
+    pub(crate) fn written(&mut self, id: u16, bytes: usize) {
+        if let Some(left) = self.unwritten.get_mut(&id) {
+            *left = left.saturating_sub(bytes);
+        }
     }
 
     /// Everything that the guest wrote has reached its reader's pipe.
     pub(crate) fn all_written(&self) -> bool {
-        self.unwritten == 0
+        self.unwritten.values().all(|left| *left == 0)
     }
 
-    /// The guest closed this output.
+    /// Nobody reads this output any more.
     pub(crate) fn close_output(&mut self, id: u16) {
+        self.outputs.remove(&id);
+        self.unwritten.remove(&id);
+    }
+
+    /// The guest closed this output: what is queued is still written.
+    pub(crate) fn end_output(&mut self, id: u16) {
         self.outputs.remove(&id);
     }
 

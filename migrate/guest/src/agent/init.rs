@@ -207,6 +207,8 @@ impl Agent {
             },
             ToAgent::Dump { images_dir } => self.dump(&images_dir),
             ToAgent::Thaw if self.phase == Phase::Held => self.thaw(),
+            // The dump had failed: it runs anyway.
+            ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             ToAgent::Release => self.end(),
             other @ (ToAgent::Setup(_) | ToAgent::Restore { .. } | ToAgent::Commit | ToAgent::Thaw) => {
                 bail!("order {other:?} does not fit the phase {:?}", self.phase)

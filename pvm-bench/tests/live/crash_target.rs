@@ -1,0 +1,118 @@
+//! What is killed at the destination, at every moment of a move: the process goes on at home, or it had left.
+
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::bed::{Bed, eventually};
+use crate::counter::Counter;
+use crate::processes;
+
+/// Moments after the request, ms.
+fn moments() -> impl Iterator<Item = u64> {
+    (0..=200).step_by(10)
+}
+
+/// Moves a new counter to `node2`, has `kill` do its worst, and checks what the answer says about it.
+fn one_move(bed: &Bed, mark: &str, kill: impl FnOnce()) -> bool {
+    let mut counter = Counter::start(bed, mark);
+    let known = bed.commit_records().len();
+    let result = thread::scope(|scope| {
+        let moving = scope.spawn(|| bed.migrate(counter.pid(), "node2"));
+        kill();
+        moving.join().unwrap()
+    });
+    println!("{mark}: {}", result.as_ref().map_or_else(|why| why.clone(), |moved| format!("moved in {:.0} ms", moved.total_ms)));
+    let stayed = match &result {
+        Err(why) if !why.contains("is lost") => true,
+        // What killed the guest's node or agent after the move killed the guest, and home must say so.
+        _ => {
+            assert!(bed.was_committed(known), "{mark}: {result:?}, but no commit was logged");
+            false
+        }
+    };
+    if stayed {
+        counter.assert_one_at(bed, "node1");
+        counter.finish(bed);
+        return true;
+    }
+    eventually("it runs on, or its parent knows its end", || {
+        if counter.child.try_wait().unwrap().is_some() || bed.places(mark) == ["node2"] { Ok(()) } else { Err(format!("{:?}", bed.places(mark))) }
+    });
+    // A guest that was hit a moment after it was seen is no failure either: look for its end for a while.
+    thread::sleep(Duration::from_millis(200));
+    if counter.child.try_wait().unwrap().is_some() {
+        counter.assert_gone(bed);
+    } else {
+        counter.assert_one_at(bed, "node2");
+        counter.finish(bed);
+    }
+    false
+}
+
+fn kill_named(bed: &Bed, comm: &str) -> bool {
+    let helpers = processes::descendants(bed.daemon(1)).into_iter().filter(|(_, name)| name.starts_with(comm));
+    helpers.map(|(pid, _)| processes::kill(pid, Signal::SIGKILL)).count() > 0
+}
+
+/// A healthy move after all that was done.
+fn assert_moves_work(bed: &Bed, mark: &str) {
+    let counter = Counter::start(bed, mark);
+    eventually("a move works again", || bed.migrate(counter.pid(), "node2").map(drop));
+    counter.assert_one_at(bed, "node2");
+    counter.finish(bed);
+    bed.assert_nothing_left();
+}
+
+fn kill_helpers(name: &str, comm: &str) {
+    let Some(bed) = Bed::boot(name, 2, false) else { return };
+    let mut stayed = 0;
+    for delay_ms in moments() {
+        stayed += u32::from(one_move(&bed, &format!("{name}-after{delay_ms}"), || {
+            thread::sleep(Duration::from_millis(delay_ms));
+            kill_named(&bed, comm);
+        }));
+    }
+    // As soon as it appears, and a little later.
+    for delay_ms in (0..=40).step_by(5) {
+        stayed += u32::from(one_move(&bed, &format!("{name}-seen{delay_ms}"), || {
+            let seen = || processes::descendants(bed.daemon(1)).iter().any(|(_, name)| name.starts_with(comm));
+            let deadline = std::time::Instant::now() + Duration::from_secs(2);
+            while !seen() && std::time::Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_millis(delay_ms));
+            kill_named(&bed, comm);
+        }));
+    }
+    println!("{stayed} stayed");
+    assert!(stayed > 0, "nothing was ever hit before the commit");
+    assert_moves_work(&bed, "healthy");
+}
+
+#[test]
+fn lab_a_killed_agent_costs_no_process() {
+    kill_helpers("agent", "mosix-agent");
+}
+
+#[test]
+fn lab_a_killed_criu_costs_no_process() {
+    kill_helpers("criu", "criu");
+}
+
+#[test]
+fn lab_a_killed_daemon_of_the_destination_costs_no_process() {
+    let Some(mut bed) = Bed::boot("target", 2, false) else { return };
+    let mut stayed = 0;
+    for delay_ms in moments() {
+        stayed += u32::from(one_move(&bed, &format!("daemon-after{delay_ms}"), || {
+            thread::sleep(Duration::from_millis(delay_ms));
+            bed.kill_daemon(1);
+        }));
+        bed.restart(1);
+    }
+    println!("{stayed} stayed");
+    assert!(stayed > 0, "nothing was ever hit before the commit");
+    assert_moves_work(&bed, "healthy");
+}
