@@ -80,7 +80,8 @@ impl Cluster {
     /// No such node, or a daemon that does not come up, with the last lines of its log.
     pub fn restart(&mut self, lab: &Lab, node: usize, stop: &StopFlag) -> Result<()> {
         let daemon = self.daemons.get_mut(node).ok_or_else(|| bad(format!("there is no node {node}")))?;
-        daemon.child.kill(Signal::SIGKILL)?;
+        // One that has ended cannot be told any more.
+        let _ = daemon.child.kill(Signal::SIGKILL);
         if daemon.child.wait_for(Some(Duration::from_secs(10)))?.is_none() {
             return Err(bad(format!("the old mosixd on {} does not end", daemon.name)));
         }

@@ -2,6 +2,8 @@
 //!
 //! `script` makes the terminal, on the node itself. Everything typed goes through its standard input, everything seen comes out of its standard output.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

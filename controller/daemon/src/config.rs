@@ -81,7 +81,7 @@ pub(crate) struct Timing {
     pub(crate) period_ms: u64,
     /// To reach a node and get its first answer.
     pub(crate) connect_ms: u64,
-    /// For dump, transfer and restore together.
+    /// For each of: getting ready, dump with transfer and restore, the word that it may run.
     pub(crate) move_ms: u64,
     /// For a clean stop: waiting for processes whose home this is.
     pub(crate) stop_ms: u64,

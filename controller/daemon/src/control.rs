@@ -130,6 +130,7 @@ async fn migrate(node: &Rc<Node>, uid: u32, pid: i32, target: &str, writer: &mut
         tokio::select! {
             result = &mut moving => return match result {
                 Ok(moved) => Ok(Reply::Moved(moved)),
+                Err(stay) if stay.gone => bail!("process {pid} was not moved: {}", stay.why),
                 Err(stay) => bail!("process {pid} was not moved and runs on: {}", stay.why),
             },
             Some(stage) = stages.recv() => write(writer, &Reply::Progress { stage }).await?,

@@ -15,6 +15,15 @@ use crate::protocol::{ImageFrame, MAX_MESSAGE_BYTES, Opening};
 /// A dump of one process has about 20 files.
 const MAX_FILES: usize = 4096;
 
+/// A new, empty folder for images, readable by nobody else.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))
+}
+
 /// Connects to the node that shall have the body; done before the freeze, so that the handshake is not in the blackout.
 pub(crate) async fn open(tls: &Tls, target: &str, stamp: Stamp, timeout: Duration) -> Result<Stream> {
     let mut stream = tls.connect(target, timeout).await?;
@@ -22,8 +31,8 @@ pub(crate) async fn open(tls: &Tls, target: &str, stamp: Stamp, timeout: Duratio
     Ok(stream)
 }
 
-/// Sends all files of a folder; returns their size together, in bytes.
-pub(crate) async fn send(mut stream: Stream, dir: &Path, carried: Carried) -> Result<u64> {
+/// Sends all files of a folder, and the word that they are complete once `check` has passed; returns their size together, in bytes.
+pub(crate) async fn send(mut stream: Stream, dir: &Path, carried: Carried, check: impl Future<Output = Result<()>>) -> Result<u64> {
     let mut total = 0;
     let mut buffer = vec![0; frame::CHUNK_BYTES];
     let mut entries = tokio::fs::read_dir(dir).await.with_context(|| format!("cannot list {}", dir.display()))?;
@@ -45,6 +54,7 @@ pub(crate) async fn send(mut stream: Stream, dir: &Path, carried: Carried) -> Re
         }
         total += bytes;
     }
+    check.await?;
     frame::write_frame(&mut stream, &ImageFrame::End { carried }).await?;
     stream.shutdown().await?;
     Ok(total)

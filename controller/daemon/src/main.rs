@@ -43,6 +43,9 @@ use config::Config;
 use mosix_criu::OLDEST;
 use node::Node;
 
+/// While this daemon stops: how often guests are asked to go.
+const EVICT_AGAIN: Duration = Duration::from_millis(200);
+
 /// The MOSIX node daemon.
 #[derive(Parser)]
 #[command(version)]
@@ -133,13 +136,18 @@ async fn wait_for_end(node: &Node) -> Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
     node.closing.set(true);
-    evict_all(node);
     let deadline = Instant::now() + Duration::from_millis(node.config.timing.stop_ms);
     let mut told = false;
+    let mut asked = None::<Instant>;
     while Instant::now() < deadline {
         let (guests, away) = (node.guests.borrow().len(), node.deputies.borrow().len());
         if guests + away == 0 {
             break;
+        }
+        // Again and again: home may have been busy with others.
+        if asked.is_none_or(|at| at.elapsed() > EVICT_AGAIN) {
+            asked = Some(Instant::now());
+            evict_all(node);
         }
         if !told {
             told = true;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mosix_criu::Criu;
 use mosix_deputy::Watcher;
 use mosix_policy::{Figures, Ledger, NodeId, Params, Record, Window};
@@ -88,6 +88,8 @@ pub(crate) struct Node {
     pub(crate) news: Notify,
 }
 
+/// Node numbers are the top 16 bits of group numbers.
+const MAX_NODE: u32 = 0xffff;
 /// Cost of a move before one was measured, in seconds.
 const FIRST_COST_S: f64 = 0.1;
 
@@ -96,6 +98,9 @@ impl Node {
     pub(crate) fn new(config: Config, identity: Identity, log: CommitLog) -> Result<Self> {
         let tls = Tls::new(&identity)?;
         let id = NodeId(identity.id());
+        if id.0 > MAX_NODE {
+            bail!("this node has the number {}; groups are numbered for at most {MAX_NODE} nodes", id.0);
+        }
         let members = identity.members().len();
         let mut params = Params::scaled(config.period().as_secs_f64()).for_cluster(members);
         params.max_in = config.policy.max_in;

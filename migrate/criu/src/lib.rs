@@ -64,8 +64,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Oldest CRIU that is known to work (notifications, network_lock skip and rst_sibling together).
-pub const OLDEST: Version = Version(4, 0, 0);
+/// Oldest CRIU that is known to work.
+pub const OLDEST: Version = Version(4, 1, 1);
 
 impl Criu {
     /// Uses the program at `path`. Nothing is started yet.
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(parse_version("Version: 4.2.1\n"), Some(Version(4, 2, 1)));
         assert_eq!(parse_version("Version: 4.1\nGitID: x\n"), Some(Version(4, 1, 0)));
         assert_eq!(parse_version("criu"), None);
-        assert!(Version(4, 1, 1) > OLDEST);
+        assert!(Version(4, 2, 0) > OLDEST && Version(3, 17, 1) < OLDEST);
     }
 
     #[test]

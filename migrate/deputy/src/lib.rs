@@ -9,14 +9,14 @@
 //!
 //! 1. every thread is seized by ptrace and stopped while the cgroup freezer still holds it, so none of
 //!    them ever executes another instruction of the program (module `inject`);
-//! 2. the leader is made to `execveat` a [stub](stub_image) of some 190 bytes whose only instruction is
+//! 2. the leader is made to `execveat` a [stub](stub_image) of 185 bytes whose only instruction is
 //!    `pause()`: the memory is gone, everything named above remains;
 //! 3. one thread of the daemon traces all stubs and sees each signal before it acts. It is suppressed and
 //!    handed on as a [`StubEvent`]; what the guest then did comes back through [`Watcher::stop`],
 //!    [`Watcher::cont`] and [`Watcher::finish`].
 //!
 //! The stub has no code to attack, no descriptor of ours and no connection: the daemon does all pumping
-//! itself with duplicates taken by `pidfd_getfd`. If the daemon dies, its stubs are killed by the kernel
+//! itself, with pipes and terminals that it opens anew through `/proc/PID/fd`. If the daemon dies, its stubs are killed by the kernel
 //! (`PTRACE_O_EXITKILL`), so that nothing looks alive that is not.
 //!
 //! # What a stub keeps and what it does not

@@ -48,6 +48,8 @@ pub struct ChannelSpec {
     pub direction: Direction,
     /// CRIU's key of the dumped description that the pipe replaces.
     pub key: String,
+    /// Others at home read the same pipe: a guest that only polls it is given nothing, since it may not read it after all.
+    pub shared: bool,
 }
 
 /// The controlling terminal.

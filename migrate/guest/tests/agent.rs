@@ -2,6 +2,8 @@
 //!
 //! Needs root, a cgroup-v2 mount and a CRIU that works (PATH or MOSIX_CRIU); says `skipped: why` otherwise.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -79,8 +81,8 @@ impl Home {
             sid: own(nix::unistd::getsid),
             hostname: "home".into(),
             channels: vec![
-                ChannelSpec { id: 0, direction: Direction::Input, key: self.key(0) },
-                ChannelSpec { id: 1, direction: Direction::Output, key: self.key(1) },
+                ChannelSpec { id: 0, direction: Direction::Input, key: self.key(0), shared: false },
+                ChannelSpec { id: 1, direction: Direction::Output, key: self.key(1), shared: false },
             ],
             tty: None,
             criu: self.criu.to_string_lossy().into_owned(),

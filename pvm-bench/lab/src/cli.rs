@@ -138,7 +138,7 @@ impl Cli {
             Command::Exec(args) => return exec(&attach(&spec)?, args),
             Command::Shell { node } => {
                 let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-                return foreground(attach(&spec)?.node(&node)?, Exec::new([shell]));
+                return foreground(attach(&spec)?.node(&node)?, Exec::new([shell]).env("PATH", search_path()));
             }
             Command::Rsh { args } => return remote_shell(&attach(&spec)?, args),
             Command::List => list(&attach(&spec)?),
@@ -171,8 +171,18 @@ fn up(spec: LabSpec, args: UpArgs) -> anyhow::Result<()> {
     Ok(lab.down()?)
 }
 
+/// The caller's, and the folder of this program last: mosixctl and the workloads are beside it.
+fn search_path() -> std::ffi::OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(dir) = std::env::current_exe().ok().as_deref().and_then(std::path::Path::parent) {
+        path.push(":");
+        path.push(dir);
+    }
+    path
+}
+
 fn exec(lab: &Lab, args: ExecArgs) -> anyhow::Result<ExitCode> {
-    let mut exec = Exec::new(args.argv).throttled(!args.sys);
+    let mut exec = Exec::new(args.argv).throttled(!args.sys).env("PATH", search_path());
     if let Some(name) = args.user {
         let (uid, gid) = user_ids(&name)?;
         exec = exec.run_as(uid, gid);

@@ -220,11 +220,18 @@ impl DerefMut for Bed {
     }
 }
 
+/// Reasons to ask again: the last move is answered a moment before all of it is done, and a shell opens files while it starts.
+const PASSING: [&str; 3] = ["being moved already", "open files changed meanwhile", "while it was being frozen"];
+
 /// Asks the daemon at `socket` for a move; an error is its reason in words.
 pub(crate) fn migrate(socket: &Path, pid: i32, target: &str) -> Result<Moved, String> {
-    match pvm_bench::cluster::ask(socket, &Request::Migrate { pid, target: target.into() })? {
-        Reply::Moved(moved) => Ok(moved),
-        other => Err(format!("not an answer to a move: {other:?}")),
+    loop {
+        match pvm_bench::cluster::ask(socket, &Request::Migrate { pid, target: target.into() }) {
+            Ok(Reply::Moved(moved)) => return Ok(moved),
+            Ok(other) => return Err(format!("the daemon's last word was {other:?}")),
+            Err(why) if PASSING.iter().any(|passing| why.contains(passing)) => std::thread::sleep(Duration::from_millis(2)),
+            Err(why) => return Err(why),
+        }
     }
 }
 

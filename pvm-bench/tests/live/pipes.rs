@@ -75,11 +75,10 @@ fn lab_every_line_comes_back_from_a_loop_that_reads() {
     feed_through_moves("loop", &["sh", "-c", script], "over\n", 5);
 }
 
-#[test]
-fn lab_a_flood_of_output_is_complete_for_a_slow_reader() {
-    const LAST: u32 = 600_000;
-    let Some(bed) = Bed::boot("flood", 3, false) else { return };
-    let Piped { mut child, mut stdout, .. } = start(&bed, &["seq", "1", &LAST.to_string()]);
+/// Reads a program's numbers 1, 2, ... LAST, with a pause after each piece, while the program is moved again and again; gives the number of moves.
+fn read_through_moves(name: &str, argv: &[&str], pause: Duration, last: u32) -> Option<u32> {
+    let bed = Bed::boot(name, 3, false)?;
+    let Piped { mut child, mut stdout, .. } = start(&bed, argv);
     let pid = child.pid();
     let over = AtomicBool::new(false);
     let (text, moves) = thread::scope(|scope| {
@@ -102,16 +101,34 @@ fn lab_a_flood_of_output_is_complete_for_a_slow_reader() {
                 0 => break,
                 count => text.extend_from_slice(&buffer[..count]),
             }
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(pause);
         }
         over.store(true, Ordering::Relaxed);
         (text, mover.join().unwrap())
     });
-    let expected: String = (1..=LAST).map(|number| format!("{number}\n")).collect();
+    let expected: String = (1..=last).map(|number| format!("{number}\n")).collect();
     println!("{} bytes, {moves} moves", text.len());
     assert_eq!(text.len(), expected.len());
     assert!(text == expected.as_bytes(), "same length, other bytes");
     assert!(bed::status(&mut child).success());
-    assert!(moves > 0, "it never moved");
     bed.assert_nothing_left();
+    Some(moves)
+}
+
+#[test]
+fn lab_a_flood_of_output_is_complete_for_a_slow_reader() {
+    const LAST: u32 = 600_000;
+    if let Some(moves) = read_through_moves("flood", &["seq", "1", &LAST.to_string()], Duration::from_millis(10), LAST) {
+        assert!(moves > 0, "it never moved");
+    }
+}
+
+#[test]
+fn lab_output_is_complete_while_its_writer_hops_around() {
+    const SCRIPT: &str = "BEGIN { for (k = 1; k <= n; k++) { for (j = 0; j < 20; j++) s += j; print k } }";
+    const LAST: u32 = 400_000;
+    let count = format!("n={LAST}");
+    if let Some(moves) = read_through_moves("writer", &["awk", "-v", &count, SCRIPT], Duration::from_millis(1), LAST) {
+        assert!(moves > 1, "it never went from node to node");
+    }
 }

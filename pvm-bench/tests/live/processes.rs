@@ -1,6 +1,5 @@
 //! Looking at the machine's processes from outside the lab, which sees those of all nodes and of all guests.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use nix::sys::signal::Signal;
@@ -47,18 +46,20 @@ pub(crate) fn lab_node(pid: i32, id: &str) -> String {
     name.unwrap_or_else(|| "no node".into())
 }
 
-/// All processes below this one, with their names.
+/// All processes below this one, with their names, parents first. By the kernel's own lists of children, which CRIU needs too: much
+/// faster than a look at every process.
 pub(crate) fn descendants(root: i32) -> Vec<(i32, String)> {
-    let processes: BTreeMap<i32, (char, i32, String)> = all().filter_map(|pid| Some((pid, stat(pid)?))).collect();
-    let is_below = |pid: &i32| {
-        let mut parent = processes.get(pid).map(|(_, parent, _)| *parent);
-        while let Some(pid) = parent.filter(|pid| *pid != root) {
-            parent = processes.get(&pid).map(|(_, parent, _)| *parent);
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{root}/task")).into_iter().flatten().flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
+            if let Some((_, _, comm)) = stat(child).filter(|(state, ..)| *state != 'Z') {
+                found.push((child, comm));
+                found.extend(descendants(child));
+            }
         }
-        parent == Some(root)
-    };
-    let living = processes.iter().filter(|(_, (state, ..))| *state != 'Z');
-    living.filter(|(pid, _)| is_below(pid)).map(|(pid, (_, _, comm))| (*pid, comm.clone())).collect()
+    }
+    found
 }
 
 /// Sends a signal to a process of this test's lab; nothing happens if it has just ended.

@@ -1,12 +1,14 @@
 //! What the benchmark runs.
 //!
 //! * [`burn`]: uses a given amount of CPU time, measured by the process's own CPU clock; survives migration.
+//! * [`churn`]: memory and a clock that show what a move did to a process.
 //! * [`pvm`]: the dozen calls of libpvm3 that the PVM programs need, loaded at run time.
 //! * [`tasks`]: what the PVM master and its workers say to each other.
 //!
-//! Programs: `burn`, `pvm-master`, `pvm-worker`. They are small on purpose: on a node with 5 % of a core every
+//! Programs: `burn`, `churn`, `pvm-master`, `pvm-worker`. They are small on purpose: on a node with 5 % of a core every
 //! millisecond of start-up is 20 ms, and everything in their memory travels when they are migrated.
 
 pub mod burn;
+pub mod churn;
 pub mod pvm;
 pub mod tasks;

@@ -16,7 +16,7 @@ use mosix_engine::eligible::{ChannelKind, Plan};
 use mosix_guest::{ChannelSpec, Direction, End, FromAgent, ToAgent, TtySpec};
 use mosix_policy::NodeId;
 use mosix_wire::control::Moved;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::link::{Link, LinkNews};
 use super::mailbox::Mailbox;
@@ -27,7 +27,7 @@ use crate::node::Node;
 use crate::protocol::{FromHolder, HOME_PATIENCE, Offer, Process, ToHolder};
 use crate::sys;
 
-/// Signals and input that are kept for a frozen guest; beyond that the oldest are dropped, as a kernel would merge them.
+/// Signals and input that are kept for a frozen guest. More are dropped: standard signals have merged long before.
 const MAX_HELD_BACK: usize = 1024;
 
 /// All that can happen to a deputy.
@@ -64,6 +64,8 @@ struct Run {
     machine: Coordinator,
     /// The original body, until it is a stub.
     body: Option<Body>,
+    /// While the body is being dumped, which ends with it frozen, so that it cannot be let go before: stops the sending.
+    dumping: Option<Rc<Notify>>,
     /// To the node that has the guest.
     holder: Option<Link>,
     /// To the node that shall have it.
@@ -99,6 +101,7 @@ pub(crate) async fn run(
     let keys = plan.channels.iter().map(|channel| (channel.id, channel.key.clone())).collect();
     let mut run = Run {
         body: Some(Body::new(&node, &plan, group)),
+        dumping: None,
         node,
         plan,
         info,
@@ -145,12 +148,7 @@ impl Run {
             Event::Move(order) => self.begin(order).await,
             Event::Link(stamp, LinkNews::Message(message)) => self.message(stamp, message).await,
             Event::Link(stamp, LinkNews::Lost { why }) => self.link_lost(stamp, why).await,
-            Event::Dumped(stamp, Ok(sent)) => {
-                self.frozen_at = Some(sent.since);
-                self.image_bytes = sent.image_bytes;
-                self.step(stamp, On::Dumped).await;
-            }
-            Event::Dumped(stamp, Err(why)) => self.step(stamp, On::DumpFailed { why }).await,
+            Event::Dumped(stamp, result) => self.dumped(stamp, result).await,
             Event::Stubbed(stamp, result) => self.stubbed(stamp, result).await,
             Event::InputReady(id) => {
                 self.pending.insert(id);
@@ -175,6 +173,10 @@ impl Run {
             }
             Event::BodyGone => self.body_gone().await,
             Event::Fenced(stamp) => self.step(stamp, On::Fenced).await,
+            // A body that has not left goes on here: its move is given up in order.
+            Event::Stop if self.body.is_some() && !self.may_have_left() => {
+                self.step(self.machine.stamp(), On::Cancel { why: "this home's daemon ends".into() }).await;
+            }
             Event::Stop => self.lost("this home's daemon ends").await,
         }
     }
@@ -343,6 +345,7 @@ impl Run {
             id: channel.id,
             direction: direction(channel.kind),
             key: key(channel.id, &channel.key),
+            shared: channel.shared,
         });
         let stdio = self.stdio.as_ref();
         let tty = self.plan.tty.as_ref().map(|_| TtySpec {
@@ -384,18 +387,39 @@ impl Run {
         }
         // What was judged may have changed while the target made itself ready.
         match super::plan_of(&self.node, self.plan.pid) {
-            Ok((plan, _)) if same_plan(&plan, &self.plan) => {}
+            Ok((plan, _)) if super::same_plan(&plan, &self.plan) => {}
             Ok(_) => return self.dump_failed(stamp, "its open files changed meanwhile: try again".into()).await,
             Err(error) => return self.dump_failed(stamp, format!("{error:#}")).await,
         }
         self.leave();
         let Some(body) = self.body.clone() else { return };
+        let give_up = Rc::new(Notify::new());
+        self.dumping = Some(give_up.clone());
         let dir = self.node.images_dir("home", stamp.group, stamp.epoch);
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
-            let result = body.dump(target, stamp, dir).await.map_err(|error| format!("{error:#}"));
+            let result = body.dump(target, stamp, dir, &give_up).await.map_err(|error| format!("{error:#}"));
             let _ = events.send(Event::Dumped(stamp, result)).await;
         });
+    }
+
+    async fn dumped(&mut self, stamp: Stamp, result: Result<Sent, String>) {
+        self.dumping = None;
+        let event = match result {
+            Ok(sent) => {
+                self.frozen_at = Some(sent.since);
+                self.image_bytes = sent.image_bytes;
+                On::Dumped
+            }
+            Err(why) => On::DumpFailed { why },
+        };
+        self.step(stamp, event).await;
+        // The move was given up meanwhile.
+        if self.machine.state() == State::Thawing
+            && let Some(thawed) = self.thaw().await
+        {
+            self.step(self.machine.stamp(), thawed).await;
+        }
     }
 
     async fn dump_failed(&self, stamp: Stamp, why: String) {
@@ -427,6 +451,11 @@ impl Run {
             }
             return None;
         };
+        if let Some(give_up) = &self.dumping {
+            // The freeze would come after the thaw, and last for ever. `dumped` does it.
+            give_up.notify_one();
+            return None;
+        }
         if let Err(error) = body.thaw() {
             tracing::error!(pid = self.plan.pid, "the process could not be let go after a failed move: {error:#}");
         }
@@ -503,7 +532,7 @@ impl Run {
             Report::InDoubt => self.wait_for_fence(),
             Report::Lost { why } => self.lost(&why).await,
             Report::Ended => {
-                self.answer(Err(Stay::failed("the process ended")));
+                self.answer(Err(Stay::ended("the process ended")));
                 self.over = true;
             }
         }
@@ -541,7 +570,7 @@ impl Run {
         self.node.stats.borrow_mut().aborted += 1;
         let refused = std::mem::take(&mut self.refused);
         tracing::info!(pid = self.plan.pid, "stays: {why}");
-        self.answer(Err(Stay { why, refused }));
+        self.answer(Err(Stay { why, refused, gone: false }));
         self.catch_up(false).await;
         // A process that never left needs no deputy.
         self.over = self.body.is_some();
@@ -745,7 +774,7 @@ impl Run {
                 if let Some(holder) = &self.holder {
                     holder.send(ToHolder::Agent(ToAgent::Kill)).await;
                 }
-                self.answer(Err(Stay::failed("the process was killed")));
+                self.answer(Err(Stay::ended("the process was killed")));
                 self.over = true;
             }
         }
@@ -769,7 +798,7 @@ impl Run {
             };
             self.watcher_call(move |watcher, pid| watcher.finish(pid, end)).await;
         }
-        self.answer(Err(Stay::failed("the process ended")));
+        self.answer(Err(Stay::ended("the process ended")));
         self.over = true;
     }
 
@@ -777,12 +806,24 @@ impl Run {
     async fn lost(&mut self, why: &str) {
         tracing::error!(pid = self.plan.pid, "{} is lost: {why}", self.plan.comm);
         self.node.remember("lost", Some(self.plan.pid as u64), why.to_owned());
-        self.answer(Err(Stay::failed(format!("the process is lost: {why}"))));
+        self.answer(Err(Stay::ended(format!("the process is lost: {why}"))));
         self.stdio = None;
+        if self.machine.state() == State::Releasing {
+            // The body is just becoming a stub, which can be ended only when it is one.
+            self.ended = Some(End::Signaled { signal: libc::SIGKILL, core: false });
+            return;
+        }
         if self.body.is_none() {
             self.watcher_call(|watcher, pid| watcher.finish(pid, StubEnd::Signaled { signal: libc::SIGKILL, core: false })).await;
+        } else {
+            self.kill_body();
         }
         self.over = true;
+    }
+
+    /// A copy of the body elsewhere runs, or may run.
+    fn may_have_left(&self) -> bool {
+        matches!(self.machine.state(), State::Committed | State::InDoubt | State::Releasing | State::Discarding | State::Lost | State::Done)
     }
 
     fn kill_body(&self) {
@@ -810,8 +851,3 @@ impl Run {
 
 /// si_code of sigqueue(3).
 const SI_QUEUE: i32 = -1;
-
-/// Equal but for the memory in use.
-fn same_plan(new: &Plan, old: &Plan) -> bool {
-    Plan { memory_bytes: 0, ..new.clone() } == Plan { memory_bytes: 0, ..old.clone() }
-}

@@ -72,17 +72,23 @@ pub(crate) struct MoveOrder {
     pub(crate) asked: Instant,
 }
 
-/// Why a process was not moved. It runs on where it was.
+/// Why a process was not moved. Unless it is gone it runs on where it was.
 #[derive(Debug, Clone)]
 pub(crate) struct Stay {
     pub(crate) why: String,
     /// The target said no (and nothing went wrong): another one may be tried.
     pub(crate) refused: bool,
+    /// It does not run any more.
+    pub(crate) gone: bool,
 }
 
 impl Stay {
     pub(crate) fn failed(why: impl ToString) -> Self {
-        Self { why: why.to_string(), refused: false }
+        Self { why: why.to_string(), refused: false, gone: false }
+    }
+
+    pub(crate) fn ended(why: impl ToString) -> Self {
+        Self { gone: true, ..Self::failed(why) }
     }
 }
 
@@ -101,8 +107,8 @@ pub(crate) async fn move_process(
     };
     let request = request_for(node, pid, source, manual);
     let order = MoveOrder { target, request, progress, reply, asked: Instant::now() };
-    events.send(Event::Move(order)).await.map_err(|_| Stay::failed("the process has just ended"))?;
-    answer.await.map_err(|_| Stay::failed("the process has just ended"))?
+    events.send(Event::Move(order)).await.map_err(|_| Stay::ended("the process has just ended"))?;
+    answer.await.map_err(|_| Stay::ended("the process has just ended"))?
 }
 
 fn handle_of(node: &Node, pid: i32) -> Option<(mpsc::Sender<Event>, NodeId)> {
@@ -160,11 +166,16 @@ fn adopt(node: &Rc<Node>, pid: i32) -> Result<mpsc::Sender<Event>> {
 
 /// Judges a process of this home that runs here.
 pub(crate) fn plan_of(node: &Node, pid: i32) -> Result<(Plan, Facts)> {
+    judge_process(pid, &helper_pids(node))
+}
+
+/// The same, without the node: for helper threads.
+fn judge_process(pid: i32, helpers: &[i32]) -> Result<(Plan, Facts)> {
     let mut facts = facts::collect(pid).map_err(|error| anyhow!("{error}"))?;
     // This daemon's own copies, taken for a move that is under way, are not somebody else's.
     let own_pid = std::process::id() as i32;
     facts.fds.iter_mut().for_each(|fd| fd.holders.retain(|holder| holder.pid != own_pid));
-    let own = Own::collect(&helper_pids(node)).map_err(|error| anyhow!("{error}"))?;
+    let own = Own::collect(helpers).map_err(|error| anyhow!("{error}"))?;
     match judge(&facts, &own) {
         Verdict::Movable(plan) => Ok((plan, facts)),
         Verdict::Stays(refusals) => {
@@ -172,6 +183,11 @@ pub(crate) fn plan_of(node: &Node, pid: i32) -> Result<(Plan, Facts)> {
             bail!("{} (process {pid}) stays here: {}", facts.comm, reasons.join("; "))
         }
     }
+}
+
+/// Equal but for the memory in use.
+fn same_plan(new: &Plan, old: &Plan) -> bool {
+    Plan { memory_bytes: 0, ..new.clone() } == Plan { memory_bytes: 0, ..old.clone() }
 }
 
 /// Agents and CRIU runs of this daemon.

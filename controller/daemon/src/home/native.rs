@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow, bail};
 use mosix_criu::freezer::{Freezer, dump_and_hold};
 use mosix_criu::{Criu, DumpRequest};
 use mosix_deputy::{StubEvent, Watcher};
@@ -12,7 +12,9 @@ use mosix_engine::commit::Stamp;
 use mosix_engine::eligible::Plan;
 use mosix_guest::Carried;
 use mosix_wire::tls::Tls;
+use tokio::sync::Notify;
 
+use super::{judge_process, same_plan};
 use crate::cgroups::{Membership, Mounts};
 use crate::images;
 use crate::node::Node;
@@ -20,6 +22,8 @@ use crate::node::Node;
 /// The body of a process that has not left yet.
 #[derive(Clone)]
 pub(crate) struct Body {
+    plan: Plan,
+    helpers: Vec<i32>,
     pid: i32,
     shell_job: bool,
     external: Vec<String>,
@@ -45,6 +49,8 @@ impl Body {
         let dump_cgroups = node.config.node.dump_cgroups.clone();
         let touched: Vec<PathBuf> = dump_cgroups.iter().cloned().chain([freezer_dir.clone()]).collect();
         Self {
+            plan: plan.clone(),
+            helpers: super::helper_pids(node),
             pid: plan.pid,
             shell_job: plan.sid != plan.pid,
             external: plan.channels.iter().filter_map(|channel| channel.external.clone()).collect(),
@@ -59,22 +65,38 @@ impl Body {
         }
     }
 
-    /// Freezes, dumps into `dir` and sends the images. On an error the process runs.
-    pub(crate) async fn dump(self, target: String, stamp: Stamp, dir: PathBuf) -> Result<Sent> {
+    /// Freezes, dumps into `dir` and sends the images, unless told to give up. On an error before the sending the process runs.
+    pub(crate) async fn dump(self, target: String, stamp: Stamp, dir: PathBuf, give_up: &Notify) -> Result<Sent> {
         let stream = images::open(&self.tls, &target, stamp, self.connect).await?;
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        images::make_dir(&dir)?;
         let body = self.clone();
         let into = dir.clone();
         let held = tokio::task::spawn_blocking(move || body.hold(&into)).await?;
         let result = match held {
-            Ok(since) => images::send(stream, &dir, Carried { max_tid: self.max_tid, unread: Vec::new() })
-                .await
-                .map(|image_bytes| Sent { since, image_bytes }),
+            Ok(since) => {
+                let carried = Carried { max_tid: self.max_tid, unread: Vec::new() };
+                let sending = images::send(stream, &dir, carried, self.still_as_planned());
+                tokio::select! {
+                    sent = sending => sent.map(|image_bytes| Sent { since, image_bytes }),
+                    () = give_up.notified() => Err(anyhow!("the move was given up")),
+                }
+            }
             Err(error) => Err(error),
         };
         keep_log(&dir, result.is_err());
         let _ = std::fs::remove_dir_all(&dir);
         result
+    }
+
+    /// The plan was made while the process ran. Now that it cannot run any more, it must still hold, or the copy would lack what was opened
+    /// meanwhile. This goes on while the images are on their way.
+    async fn still_as_planned(&self) -> Result<()> {
+        let (pid, helpers) = (self.plan.pid, self.helpers.clone());
+        let (plan, _) = tokio::task::spawn_blocking(move || judge_process(pid, &helpers)).await??;
+        if !same_plan(&plan, &self.plan) {
+            bail!("it opened or closed something while it was being frozen: try again");
+        }
+        Ok(())
     }
 
     fn hold(&self, dir: &std::path::Path) -> Result<Instant> {

@@ -14,7 +14,7 @@ use mosix_wire::tls::Stream;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use super::{Guest, Info, make_images_dir};
+use super::{Guest, Info};
 use crate::agent::Agent;
 use crate::balance;
 use crate::images;
@@ -284,7 +284,7 @@ impl Run {
     }
 
     fn start_agent(&mut self) -> anyhow::Result<()> {
-        make_images_dir(&self.images_dir)?;
+        images::make_dir(&self.images_dir)?;
         let node = &self.node;
         let text = |paths: &[PathBuf]| paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         let setup = Setup {
@@ -373,7 +373,8 @@ impl Run {
                 self.over = true;
             }
             DestinationState::Starting => {
-                // It may have run: only home's lease protects against a second body.
+                // It may have run, and nothing of it is left: there is nothing for home to wait for.
+                self.tell_home(FromHolder::Unknown).await;
                 self.over = true;
             }
             _ => {
@@ -419,7 +420,7 @@ impl Run {
     async fn dump(&mut self, stamp: Stamp, target: String) {
         let dir = self.node.images_dir("hop", stamp.group, stamp.epoch);
         let stream = images::open(&self.node.tls, &target, stamp, self.node.config.connect_timeout()).await;
-        let ready = stream.and_then(|stream| make_images_dir(&dir).map(|()| stream));
+        let ready = stream.and_then(|stream| images::make_dir(&dir).map(|()| stream));
         match ready {
             Ok(stream) => {
                 let images_dir = dir.to_string_lossy().into_owned();
@@ -439,7 +440,7 @@ impl Run {
         hop.since = Instant::now().checked_sub(Duration::from_micros(frozen_us)).unwrap_or_else(Instant::now);
         let (Some(stream), dir, since, events) = (hop.stream.take(), hop.dir.clone(), hop.since, self.events.clone()) else { return };
         tokio::task::spawn_local(async move {
-            let result = images::send(stream, &dir, carried).await.map_err(|error| format!("{error:#}"));
+            let result = images::send(stream, &dir, carried, async { Ok(()) }).await.map_err(|error| format!("{error:#}"));
             let frozen = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
             let _ = events.send(Event::HopSent(result.map(|bytes| (frozen, bytes)))).await;
         });
@@ -505,7 +506,11 @@ impl Run {
         self.strike_off();
         let freezer = self.freezer.clone();
         let images_dir = self.images_dir.clone();
-        // A frozen body dies only when it is thawed.
+        // The agent needs a moment to end, and after a hop its frozen body is one too many: it may not run for even that moment. Killed
+        // tasks never return to the program, so the thaw only lets them die.
+        for pid in freezer.members() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
         let _ = freezer.thaw();
         tokio::task::spawn_blocking(move || {
             let _ = std::fs::remove_dir_all(images_dir);

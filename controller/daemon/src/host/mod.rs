@@ -6,7 +6,6 @@
 mod guest;
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -120,13 +119,4 @@ async fn dispatch(node: &Rc<Node>, stream: Stream, peer: PeerName, opening: Open
             Ok(())
         }
     }
-}
-
-/// A new, empty folder for images, readable by nobody else.
-pub(crate) fn make_images_dir(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
-    }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))
 }

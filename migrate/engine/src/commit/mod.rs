@@ -36,7 +36,7 @@
 //!           ABORTING -AbortAcked or link closed-> THAWING -Thawed-> RUNNING (next epoch)   +- Unknown, Fenced -> DISCARDING -Gone-> LOST
 //! ```
 //!
-//! 1. *Presumed abort.* Commit is sent only after the commit record is on disk. A coordinator that restarts without one aborts.
+//! 1. *Presumed abort.* Commit is sent only after the commit record is written, so that it survives this daemon (not the machine: with that the body would be gone, too). A coordinator that restarts without one aborts.
 //! 2. *The source never decides.* Once frozen it stays frozen until home says Thaw or Release, whatever happens to links.
 //!    It keeps its memory until Release, which follows Done. Only its lease may end it (when home is gone for good).
 //! 3. *The destination runs the copy on Commit only,* and drops it when the link is lost before. So closing the link is as good
@@ -48,10 +48,11 @@
 //!    run out (`Fenced`: home waits longer than the destination does). Then the group is lost: it may have run.
 //!    Where all effects of a guest pass home, silence proves that it had none: then [`Coordinator::silence_is_proof`] rolls back instead.
 //! 6. *Abort is never sent after Commit* of the same epoch, and a destination that runs refuses it.
-//! 7. *Leases.* A guest that has not heard from home is suspended (`LeaseLate`) and later killed (`LeaseExpired`).
+//! 7. *Leases.* A guest that has not heard from home may be suspended (`LeaseLate`) and is later killed (`LeaseExpired`).
+//!    `mosixd` kills at once.
 //!
 //! An error returned by a machine ([`ProtocolError`]) leaves its state as it was; nothing needs undoing.
-//! The model test (`tests/commit_model.rs`) lets an adversary lose, double and reorder messages, cut links, and crash each party, home's daemon
+//! The model test (`tests/commit_model/`) lets an adversary lose, double and reorder messages, cut links, and crash each party, home's daemon
 //! included, at any point, and checks the promise and that every run comes to rest.
 
 mod coordinator;

@@ -162,9 +162,6 @@ fn pipe(ends: &[&Fd]) -> Result<Option<Channel>, Refusal> {
         };
     }
     let mut holders = ends.iter().flat_map(|fd| &fd.holders);
-    if reads && let Some(reader) = holders.clone().find(|holder| holder.reads) {
-        return Err(Refusal::PipeOtherReader { fd: first.fd, link: first.link.clone(), pid: reader.pid });
-    }
     Ok(Some(Channel {
         id: 0,
         kind: if reads { ChannelKind::PipeIn } else { ChannelKind::PipeOut },
@@ -172,7 +169,7 @@ fn pipe(ends: &[&Fd]) -> Result<Option<Channel>, Refusal> {
         key: format!("pipe:[{}]", first.inode),
         external: None,
         fds: ends.iter().map(|fd| fd.fd).collect(),
-        shared: writes && holders.any(|holder| holder.writes),
+        shared: holders.any(|holder| if reads { holder.reads } else { holder.writes }),
     }))
 }
 

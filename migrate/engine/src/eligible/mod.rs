@@ -14,7 +14,7 @@
 //! | any other shared file | refused: the offset would part |
 //! | a pipe with both ends inside, nobody else has one | CRIU carries it |
 //! | a pipe whose other end is outside | [`ChannelKind::PipeIn`] or [`ChannelKind::PipeOut`] |
-//! | a pipe to read from that others read, too | refused: what home has read ahead for the guest would be missing there |
+//! | a pipe to read from that others read, too | the same; home then takes from it only what a read(2) of the guest waits for |
 //! | its controlling terminal | one [`Tty`] |
 //! | null, zero, full, random, urandom | opened at the guest |
 //! | eventfd, timerfd, signalfd, epoll, not shared | CRIU carries it |

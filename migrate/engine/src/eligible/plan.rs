@@ -62,7 +62,8 @@ pub struct Channel {
     pub external: Option<String>,
     /// The descriptors that lead to it, all of which are the guest's end of it. Any of them serves home's stub.
     pub fds: Vec<i32>,
-    /// Others write into the same pipe or file: bytes of one write must not be torn apart more than home's own kernel would.
+    /// Others use the same end: bytes of one write must not be torn apart more than home's own kernel would, and none may be
+    /// read that the guest does not ask for.
     pub shared: bool,
 }
 

@@ -139,18 +139,6 @@ pub enum Refusal {
         /// Who else.
         pid: i32,
     },
-    /// Other readers.
-    #[error(
-        "descriptor {fd} reads {link}, and so may process {pid}: what is read ahead for one would be missing for the other; give it an input of its own (< /dev/null)"
-    )]
-    PipeOtherReader {
-        /// Which.
-        fd: i32,
-        /// The pipe.
-        link: String,
-        /// Who else.
-        pid: i32,
-    },
     /// A device.
     #[error("descriptor {fd} is the device {path}: only this machine has it")]
     DeviceFile {

@@ -11,6 +11,8 @@ use mosix_guest::{CHUNK_BYTES, ChannelSpec, Direction, OUTPUT_WINDOW_BYTES};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
+use super::sys;
+
 /// Init's end of one pipe.
 pub(crate) struct Channel {
     pub(crate) spec: ChannelSpec,
@@ -130,6 +132,11 @@ impl Channel {
         if self.end_of_input && self.backlog.is_empty() {
             self.end = None;
         }
+    }
+
+    /// The guest has not read yet what it was given.
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.backlog.is_empty() || self.end.as_ref().is_some_and(|end| sys::bytes_in_pipe(end.as_fd()).is_ok_and(|count| count > 0))
     }
 
     /// Takes back what the (frozen) guest has not read; [`Channel::deliver`] gives it again.

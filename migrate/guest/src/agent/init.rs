@@ -207,6 +207,8 @@ impl Agent {
             },
             ToAgent::Dump { images_dir } => self.dump(&images_dir),
             ToAgent::Thaw if self.phase == Phase::Held => self.thaw(),
+            // Home gives up a hop whose dump failed: it runs already.
+            ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             // The dump had failed: it runs anyway.
             ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             ToAgent::Release => self.end(),
@@ -424,8 +426,13 @@ impl Agent {
             if watch.due() > now {
                 continue;
             }
+            if has_unread(self.terminal.as_ref(), &self.channels, watch.id) {
+                watch.postpone(now);
+                continue;
+            }
             let identity = identity(self.terminal.as_ref(), &self.channels, watch.id);
-            match identity.and_then(|identity| readers::wanted(&pids, identity)) {
+            let polls = !self.channels.iter().any(|channel| channel.id() == watch.id && channel.spec.shared);
+            match identity.and_then(|identity| readers::wanted(&pids, identity, polls)) {
                 Some(bytes) => found.push((watch.id, bytes)),
                 None => watch.postpone(now),
             }
@@ -481,6 +488,11 @@ impl Agent {
         self.phase = Phase::Running;
         Ok(())
     }
+}
+
+fn has_unread(terminal: Option<&Terminal>, channels: &[Channel], id: u16) -> bool {
+    let in_terminal = terminal.is_some_and(|terminal| terminal.spec.id == id && terminal.has_unread());
+    in_terminal || channels.iter().any(|channel| channel.id() == id && channel.has_unread())
 }
 
 fn identity(terminal: Option<&Terminal>, channels: &[Channel], id: u16) -> Option<Identity> {

@@ -45,19 +45,20 @@ impl Watch {
     }
 }
 
-/// How many bytes some thread of the processes `pids` waits for on the description, if one does.
-pub(crate) fn wanted(pids: &[i32], what: Identity) -> Option<u32> {
+/// How many bytes some thread of the processes `pids` waits for on the description, if one does. A thread in poll(2) or the like counts
+/// only with `polls`: it may go on without reading.
+pub(crate) fn wanted(pids: &[i32], what: Identity, polls: bool) -> Option<u32> {
     pids.iter().find_map(|pid| {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
         tasks.flatten().find_map(|task| {
             let call = fs::read_to_string(task.path().join("syscall")).ok()?;
-            waits_for(&call, |fd| identity_of(*pid, fd) == Some(what))
+            waits_for(&call, polls, |fd| identity_of(*pid, fd) == Some(what))
         })
     })
 }
 
 /// Reads one line of /proc/PID/task/TID/syscall: number and arguments in hexadecimal, or `running`.
-fn waits_for(line: &str, is_it: impl Fn(i32) -> bool) -> Option<u32> {
+fn waits_for(line: &str, polls: bool, is_it: impl Fn(i32) -> bool) -> Option<u32> {
     let mut fields = line.split_ascii_whitespace();
     let number: i64 = fields.next()?.parse().ok()?;
     let mut argument = || fields.next().and_then(|field| u64::from_str_radix(field.trim_start_matches("0x"), 16).ok());
@@ -68,7 +69,7 @@ fn waits_for(line: &str, is_it: impl Fn(i32) -> bool) -> Option<u32> {
         }
         libc::SYS_readv | libc::SYS_splice => is_it(argument()? as i32).then_some(UNKNOWN_AMOUNT),
         libc::SYS_poll | libc::SYS_ppoll | libc::SYS_select | libc::SYS_pselect6 | libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
-            Some(UNKNOWN_AMOUNT)
+            polls.then_some(UNKNOWN_AMOUNT)
         }
         _ => None,
     }
@@ -89,20 +90,25 @@ mod tests {
 
     #[test]
     fn a_read_tells_how_much_it_wants() {
-        assert_eq!(waits_for("0 0x3 0x7ffd 0x1000 0x0 0x0 0x0 0x7ffd 0x7f00", |fd| fd == 3), Some(4096));
-        assert_eq!(waits_for("0 0x4 0x7ffd 0x1000 0x0 0x0 0x0 0x7ffd 0x7f00", |fd| fd == 3), None);
+        assert_eq!(waits_for("0 0x3 0x7ffd 0x1000 0x0 0x0 0x0 0x7ffd 0x7f00", true, |fd| fd == 3), Some(4096));
+        assert_eq!(waits_for("0 0x4 0x7ffd 0x1000 0x0 0x0 0x0 0x7ffd 0x7f00", true, |fd| fd == 3), None);
     }
 
     #[test]
     fn running_and_other_calls_do_not_wait_for_input() {
-        assert_eq!(waits_for("running", |_| true), None);
-        assert_eq!(waits_for("35 0x3 0x0 0x0 0x0 0x0 0x0 0x0 0x0", |_| true), None);
-        assert_eq!(waits_for("", |_| true), None);
+        assert_eq!(waits_for("running", true, |_| true), None);
+        assert_eq!(waits_for("35 0x3 0x0 0x0 0x0 0x0 0x0 0x0 0x0", true, |_| true), None);
+        assert_eq!(waits_for("", true, |_| true), None);
     }
 
     #[test]
     fn a_poll_may_wait_for_it() {
-        assert_eq!(waits_for("7 0x7ffd 0x1 0xffff 0x0 0x0 0x0 0x0 0x0", |_| false), Some(4096));
+        assert_eq!(waits_for("7 0x7ffd 0x1 0xffff 0x0 0x0 0x0 0x0 0x0", true, |_| false), Some(4096));
+    }
+
+    #[test]
+    fn a_poll_is_not_trusted_with_what_others_read() {
+        assert_eq!(waits_for("7 0x7ffd 0x1 0xffff 0x0 0x0 0x0 0x0 0x0", false, |_| true), None);
     }
 
     #[test]

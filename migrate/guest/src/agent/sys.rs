@@ -75,6 +75,14 @@ pub(crate) fn ignore_signal(signal: nix::sys::signal::Signal) -> nix::Result<()>
     unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }.map(drop)
 }
 
+/// Bytes in a pipe.
+pub(crate) fn bytes_in_pipe(end: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD fills one int, which lives through the call.
+    check(unsafe { libc::ioctl(end.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// Sends a signal with a value, as sigqueue(3) does.
 pub(crate) fn queue_signal(pid: Pid, signo: i32, value: i64) -> io::Result<()> {
     let value = libc::sigval { sival_ptr: value as *mut libc::c_void };

@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
 use mosix_guest::TtySpec;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices as Index, Termios, tcgetattr, tcsetattr};
 
@@ -46,6 +47,13 @@ impl Terminal {
 
     pub(crate) fn resize(&self, size: (u16, u16)) -> io::Result<()> {
         sys::set_window_size(self.slave.as_fd(), size)
+    }
+
+    /// The guest has not read yet what it was given. Asking by poll(2) also makes the kernel pass on what was just written to
+    /// the master, which else happens a little later: a reader that still seems to sleep would be given more than it wants.
+    pub(crate) fn has_unread(&self) -> bool {
+        let mut fds = [PollFd::new(self.slave.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
     /// A descriptor of the slave for CRIU.
