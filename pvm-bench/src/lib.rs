@@ -7,14 +7,19 @@
 //! * [`table1`]: Table 1: both sides, row by row; the live side comes in by the trait [`table1::LiveSide`].
 //! * [`cluster`], [`live`]: `mosixd` on every node, and the live side that it makes.
 //! * [`free`]: the control, a [`table1::LiveSide`] whose migrations cost nothing: it shows what this lab can reach.
+//! * [`idle`]: what the daemons of an idle cluster cost.
+//! * [`migrate`]: how long a process stands still when it is moved.
 //! * [`row`]: what is printed and written as JSON.
 
 pub mod check;
 pub mod cluster;
 pub mod free;
+pub mod idle;
 pub mod live;
+pub mod migrate;
 pub mod paper;
 pub mod pvm;
+mod race;
 pub mod row;
 pub mod scale;
 pub mod table1;

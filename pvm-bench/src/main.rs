@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -10,7 +10,10 @@ use mosix_lab::{Lab, LabSpec, SlowNodes, StopFlag, default_run_dir, parse_fracti
 use pvm_bench::check::MIN_ENTITLEMENT;
 use pvm_bench::cluster::Cluster;
 use pvm_bench::free::FreeMigration;
+use pvm_bench::idle;
 use pvm_bench::live::{Live, Start};
+use pvm_bench::migrate::command::{MigrateArgs, command};
+use pvm_bench::migrate::copy_end::CopyEndArgs;
 use pvm_bench::row::{Report, report_table};
 use pvm_bench::scale::TimeScale;
 use pvm_bench::table1::{self, Options};
@@ -27,6 +30,13 @@ struct Cli {
 enum Command {
     /// The paper's Table 1: K identical processes of 300 s on 16 workstations
     Table1(Table1Args),
+    /// What the daemons of an idle cluster cost
+    Idle(IdleArgs),
+    /// How long a process stands still when it is moved, as it sees it itself; beside it plain CRIU
+    Migrate(MigrateArgs),
+    /// What `migrate` runs inside its nodes
+    #[command(hide = true)]
+    CopyEnd(CopyEndArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +68,21 @@ struct Table1Args {
     /// With --control: leave PVM's column out
     #[arg(long, requires = "control", conflicts_with = "static_only")]
     no_static: bool,
+    /// Also write the result as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    lab: LabArgs,
+}
+
+#[derive(Debug, Args)]
+struct IdleArgs {
+    /// Seconds to look
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Gossip and decision period, ms
+    #[arg(long, default_value_t = 1000)]
+    period_ms: u64,
     /// Also write the result as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -105,8 +130,13 @@ impl LabArgs {
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Table1(args) } = Cli::parse();
-    match run_table1(args) {
+    let result = match Cli::parse().command {
+        Command::Table1(args) => run_table1(args),
+        Command::Idle(args) => run_idle(args),
+        Command::Migrate(args) => command(&args).map_err(anyhow::Error::from),
+        Command::CopyEnd(args) => return pvm_bench::migrate::copy_end::run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pvm-bench: {error:#}");
@@ -146,6 +176,21 @@ fn run_table1(args: Table1Args) -> anyhow::Result<()> {
         }
     }
     .inspect_err(|_: &anyhow::Error| drop(lab.down()))
+}
+
+fn run_idle(args: IdleArgs) -> anyhow::Result<()> {
+    let stop = StopFlag::install()?;
+    let lab = args.lab.up(false)?;
+    let uses = idle::measure(&lab, args.period_ms, Duration::from_secs(args.seconds), &stop)?;
+    println!("{} idle daemons, period {} ms, over {} s; median (least-most) of all daemons:", uses.len(), args.period_ms, args.seconds);
+    println!("  CPU          {} % of one CPU", idle::spread(&uses, |one| one.cpu * 100.0, 3));
+    println!("  resident     {} MiB", idle::spread(&uses, |one| one.rss_bytes as f64 / 1048576.0, 1));
+    println!("  of it alone  {} MiB", idle::spread(&uses, |one| one.private_bytes as f64 / 1048576.0, 1));
+    println!("  datagrams    {} per s", idle::spread(&uses, |one| one.datagrams_per_s, 2));
+    if let Some(path) = args.json {
+        std::fs::write(&path, serde_json::to_string_pretty(&uses)?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(lab.down()?)
 }
 
 enum Side {

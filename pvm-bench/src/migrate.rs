@@ -7,7 +7,7 @@
 //!
 //! The nodes' speed limit is off: what is measured is the move, not how long a slow node takes for it.
 //!
-//! * [`stats`]: percentiles.
+//! * [`stats`]: percentiles of a few dozen figures.
 //! * [`report`]: rows, conditions, table.
 //! * [`subject`]: `churn` as seen from outside; one cell of the table is measured here.
 //! * [`mosix`], [`stop_copy`]: the two ways to move it.
@@ -72,10 +72,11 @@ impl Options {
 
 /// Measures everything in a lab of at least two nodes, whose speed limit it switches off.
 ///
-/// Moves that fail are written down in their rows; so is what was not measured for want of memory.
+/// Moves that fail and processes that get lost are written down in their rows; so is, beside them, what was not measured for want of
+/// memory.
 ///
 /// # Errors
-/// If the cluster does not come up, a process cannot be started or does not answer, or the user wants to stop.
+/// If the cluster does not come up, a process cannot be started, or the user wants to stop.
 pub fn run(lab: &Lab, options: &Options, stop: &StopFlag) -> Result<Report> {
     if lab.nodes().len() < 2 {
         return Err(bad("two nodes are needed to move anything"));

@@ -197,7 +197,9 @@ fn job_control(world: &World, moved: bool) -> String {
     terminal.press("exit\n");
     terminal.expect("exit");
     let text = terminal.whole()[start..].to_owned();
-    [(job, "PID1"), (second, "PID2"), (third, "PID3")].into_iter().fold(text, |text, (pid, name)| text.replace(&format!(" {pid}"), &format!(" {name}")))
+    [(job, "PID1"), (second, "PID2"), (third, "PID3")]
+        .into_iter()
+        .fold(text, |text, (pid, name)| text.replace(&format!(" {pid}"), &format!(" {name}")))
 }
 
 #[test]

@@ -7,13 +7,13 @@ use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mosix_lab::StopFlag;
+use mosix_lab::{LabError, StopFlag};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use super::report::Row;
 use super::{PAUSE, bad};
-use crate::{Result, failed};
+use crate::{BenchError, Result, failed};
 
 /// For a line of the process; checking 4 GiB takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -165,41 +165,34 @@ impl Subject {
         }
     }
 
-    /// Moves the process that often and ends it.
+    /// Moves the process that often and ends it. Whatever goes wrong with it ends its row, which says so.
     ///
     /// # Errors
-    /// If it does not answer or is lost, or on the user's wish. Moves that fail and bad memory are in the row.
+    /// On the user's wish to stop.
     pub fn measure(mut self, kind: &str, load: Load, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<Row> {
+        let mut row = empty_row(kind, load);
+        match self.drive(&mut row, moves, mover, stop) {
+            Err(BenchError::Lab(LabError::Interrupted)) => return Err(LabError::Interrupted.into()),
+            Err(error) => row.failures.push(error.to_string()),
+            Ok(()) => {}
+        }
+        Ok(row)
+    }
+
+    fn drive(&mut self, row: &mut Row, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<()> {
         self.expect("ready", stop)?;
-        let mut row = Row {
-            kind: kind.into(),
-            rss_bytes: mover.pid_outside().and_then(rss_bytes).unwrap_or(0),
-            dirty_bytes_per_s: load.rate_mib_s * f64::from(1 << 20),
-            written_bytes_per_s: 0.0,
-            threads: load.threads,
-            blackout_ms: Vec::new(),
-            stalled_ms: Vec::new(),
-            total_ms: Vec::new(),
-            freeze_ms: Vec::new(),
-            bytes_sent: Vec::new(),
-            // The moves of this version need no patches.
-            patched: false,
-            checked_pages: 0,
-            bad_pages: 0,
-            failures: Vec::new(),
-        };
+        row.rss_bytes = mover.pid_outside().and_then(rss_bytes).unwrap_or(0);
         let started = Instant::now();
         let mut written = 0;
         for _ in 0..moves {
             std::thread::sleep(PAUSE);
-            written += self.move_once(&mut row, mover, stop)?;
+            written += self.move_once(row, mover, stop)?;
+            row.written_bytes_per_s = written as f64 / started.elapsed().as_secs_f64();
             if row.failures.len() >= MAX_FAILURES {
                 break;
             }
         }
-        row.written_bytes_per_s = written as f64 / started.elapsed().as_secs_f64();
-        self.finish(&mut row, mover, stop)?;
-        Ok(row)
+        self.finish(row, mover, stop)
     }
 
     /// One move and the process's report of it; gives the bytes that it wrote since the last report.
@@ -236,6 +229,26 @@ impl Subject {
     }
 }
 
+fn empty_row(kind: &str, load: Load) -> Row {
+    Row {
+        kind: kind.into(),
+        rss_bytes: 0,
+        dirty_bytes_per_s: load.rate_mib_s * f64::from(1 << 20),
+        written_bytes_per_s: 0.0,
+        threads: load.threads,
+        blackout_ms: Vec::new(),
+        stalled_ms: Vec::new(),
+        total_ms: Vec::new(),
+        freeze_ms: Vec::new(),
+        bytes_sent: Vec::new(),
+        // The moves of this version need no patches.
+        patched: false,
+        checked_pages: 0,
+        bad_pages: 0,
+        failures: Vec::new(),
+    }
+}
+
 fn note_memory(row: &mut Row, said: &Said) {
     row.checked_pages += said.checked_pages;
     row.bad_pages += said.bad_pages;
@@ -264,6 +277,76 @@ mod tests {
         assert_eq!((said.checked_pages, said.bad_pages, said.written_bytes), (3, 1, 4096));
         assert_eq!(said.standstill_ms(950.0), (31.5, 34.0), "what ended before the move was asked for is not its doing");
         assert_eq!(said.standstill_ms(2000.0), (31.5, 31.5));
+    }
+
+    /// Says what a process says, and fails as told.
+    struct Fake {
+        stdout: Option<PipeWriter>,
+        moves: Vec<std::result::Result<Moved, String>>,
+        bad_pages: u64,
+        status: i32,
+    }
+
+    impl Fake {
+        fn say(&mut self, event: &str) {
+            use std::io::Write;
+            let line = format!(
+                r#"{{"event":"{event}","gaps":[{{"until_ms":{:.1},"ms":7.0}}],"checked_pages":9,"bad_pages":{}}}"#,
+                now_ms() + 1.0,
+                self.bad_pages
+            );
+            writeln!(self.stdout.as_mut().unwrap(), "{line}").unwrap();
+        }
+
+        fn measured(mut self, moves: u32) -> Row {
+            let (subject, _stdin, stdout) = Subject::open().unwrap();
+            self.stdout = Some(stdout);
+            self.say("ready");
+            subject.measure("fake", Load { mib: 1, rate_mib_s: 1.0, threads: 1 }, moves, &mut self, &StopFlag::default()).unwrap()
+        }
+    }
+
+    impl Mover for Fake {
+        fn shift(&mut self) -> Result<std::result::Result<Moved, String>> {
+            self.moves.pop().ok_or_else(|| bad("lost"))
+        }
+
+        fn signal(&mut self, _: Signal) -> Result<()> {
+            self.say("report");
+            if self.moves.is_empty() {
+                self.say("end");
+            }
+            Ok(())
+        }
+
+        fn ended(&mut self, _: Duration) -> Result<Option<ExitStatus>> {
+            Ok(Some(std::os::unix::process::ExitStatusExt::from_raw(self.status)))
+        }
+
+        fn pid_outside(&self) -> Option<i32> {
+            None
+        }
+    }
+
+    const MOVED: Moved = Moved { total_ms: 9.0, freeze_ms: 8.0, bytes: 5 };
+
+    #[test]
+    fn good_moves_make_a_sound_row() {
+        let row = Fake { stdout: None, moves: vec![Ok(MOVED), Ok(MOVED)], bad_pages: 0, status: 0 }.measured(2);
+        assert!(row.is_sound(), "{row:?}");
+        assert_eq!((row.blackout_ms.as_slice(), row.bytes_sent.as_slice(), row.checked_pages), (&[7.0, 7.0][..], &[5, 5][..], 27));
+    }
+
+    #[test]
+    fn whatever_goes_wrong_is_in_the_row() {
+        let refused = Fake { stdout: None, moves: vec![Ok(MOVED), Err("no".into())], bad_pages: 0, status: 0 }.measured(2);
+        assert_eq!((refused.blackout_ms.len(), refused.failures.as_slice()), (1, &["no".to_owned()][..]));
+        let damaged = Fake { stdout: None, moves: vec![Ok(MOVED)], bad_pages: 1, status: 0 }.measured(1);
+        assert_eq!((damaged.bad_pages, damaged.is_sound()), (2, false));
+        let killed = Fake { stdout: None, moves: vec![Ok(MOVED)], bad_pages: 0, status: 9 }.measured(1);
+        assert!(killed.failures[0].contains("signal: 9"), "{killed:?}");
+        let lost = Fake { stdout: None, moves: Vec::new(), bad_pages: 0, status: 0 }.measured(1);
+        assert!(lost.failures[0].contains("lost") && lost.blackout_ms.is_empty(), "{lost:?}");
     }
 
     #[test]

@@ -108,7 +108,8 @@ while [ ! -e "$1.stop" ]; do :; done; exit $n"#;
 fn lab_a_parent_sees_stop_and_continue() {
     // With job control on, bash's `wait` also returns when the job stops, with 128 + the signal.
     const PARENT: &str = r#"set -m
-sh -c 'while [ ! -e "$0" ]; do :; done; exit 9' "$1" </dev/null >/dev/null & p=$!
+sh -c ': >"$0.ready"; while [ ! -e "$0" ]; do :; done; exit 9' "$1" </dev/null >/dev/null & p=$!
+while [ ! -e "$1.ready" ]; do :; done
 echo $p; wait $p; echo "first $?"
 read -r go; wait $p; echo "then $?""#;
     if !Path::new("/bin/bash").exists() {

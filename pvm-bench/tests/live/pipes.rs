@@ -20,7 +20,8 @@ fn start(bed: &Bed, argv: &[&str]) -> Piped {
     let (theirs_in, stdin) = std::io::pipe().unwrap();
     let (stdout, theirs_out) = std::io::pipe().unwrap();
     let (stderr, theirs_err) = std::io::pipe().unwrap();
-    let child = bed.start(bed.program("piped", argv.iter().map(Into::into).collect()).stdin(theirs_in).stdout(theirs_out).stderr(theirs_err));
+    let child =
+        bed.start(bed.program("piped", argv.iter().map(Into::into).collect()).stdin(theirs_in).stdout(theirs_out).stderr(theirs_err));
     Piped { child, stdin, stdout, stderr }
 }
 

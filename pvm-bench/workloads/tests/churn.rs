@@ -75,6 +75,40 @@ fn writers_write_and_slices_go_round() {
     assert!(child.wait().unwrap().success());
 }
 
+/// The largest private writable mapping of a process: start and end.
+fn largest_mapping(pid: u32) -> (u64, u64) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let ranges = maps.lines().filter(|line| line.contains(" rw-p ")).map(|line| {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap())
+    });
+    ranges.max_by_key(|(start, end)| end - start).unwrap()
+}
+
+#[test]
+fn one_wrong_word_is_told_and_is_the_exit_status() {
+    use std::os::unix::fs::FileExt;
+    let (mut child, mut next) = started(&["--mib", "16", "--verify"]);
+    let (start, end) = largest_mapping(child.id());
+    assert!(end - start >= 16 << 20, "the memory is the largest mapping");
+    let memory = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/mem", child.id()));
+    match memory.and_then(|memory| memory.write_all_at(b"wrong!", start + (5 << 20))) {
+        Ok(()) => {}
+        Err(error) => {
+            println!("skipped: this process may not write to its child's memory: {error}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return;
+        }
+    }
+    signal(&child, Signal::SIGUSR1);
+    let report = next();
+    assert!(report.contains("\"bad_pages\":1,") && !report.contains("\"first_bad\":null"), "{report}");
+    signal(&child, Signal::SIGTERM);
+    next();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
 #[test]
 fn bad_arguments_are_refused() {
     for args in [&["--mib"][..], &["--mib", "0"], &["--rate-mib-s", "1"], &["--mib", "1", "--what"]] {
