@@ -44,7 +44,7 @@ fn run_nextest(workspace: &Workspace, arguments: &[OsString]) -> Result<Counts> 
     // A report of an earlier run must not be taken for this one's.
     let _ = fs::remove_file(&report);
 
-    let mut nextest = workspace.cargo();
+    let mut nextest = own_session(workspace.cargo());
     nextest.args(["nextest", "run", "--workspace", "--profile", "default", "--no-tests", "pass"]);
     nextest.args(["--color", if std::io::stderr().is_terminal() { "always" } else { "never" }]);
     nextest.args(arguments);
@@ -64,6 +64,32 @@ fn run_nextest(workspace: &Workspace, arguments: &[OsString]) -> Result<Counts> 
         bail!("nextest failed although no test did: its messages above say why");
     }
     Ok(counts)
+}
+
+/// Where our session has no number (it is led from outside of this pid namespace, or by an init that never made one), CRIU cannot
+/// dump what the tests start in it: then `command` runs in a session of its own. Elsewhere it must not, for the sake of Ctrl-C.
+fn own_session(command: Command) -> Command {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    if session_in(&stat) != Some("0") {
+        return command;
+    }
+    let mut setsid = Command::new("setsid");
+    setsid.arg("--wait").arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => setsid.env(key, value),
+            None => setsid.env_remove(key),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        setsid.current_dir(dir);
+    }
+    setsid
+}
+
+/// The session in the text of `/proc/PID/stat`: the fourth field behind the name, which may hold anything.
+fn session_in(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)
 }
 
 /// Runs `command` with its standard error (where nextest reports) both shown and kept in the file `log`.
@@ -120,6 +146,13 @@ mod tests {
     fn the_summary_is_one_plain_line() {
         let counts = Counts { passed: 12, failed: 0, skipped: 3, reasons: vec!["a: b".into()] };
         assert_eq!(summary(&counts), "12 passed, 0 failed, 3 skipped");
+    }
+
+    #[test]
+    fn the_session_is_found_behind_any_name() {
+        assert_eq!(session_in("12 (a) b 1) S 5 12 0 34 -1"), Some("0"));
+        assert_eq!(session_in("12 (sh) S 5 12 9 34 -1"), Some("9"));
+        assert_eq!(session_in(""), None);
     }
 
     #[test]

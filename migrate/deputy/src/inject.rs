@@ -187,8 +187,11 @@ impl Body {
     /// Waits for all stops. The freezer still holds the threads: ptrace stops are taken within its trap.
     fn wait_stops(&mut self, deadline: Instant) -> Result<(), AdoptReason> {
         // the leader last: should the process die, its end shows only after those of the other threads
+        let mut stopped = Vec::new();
         for tid in self.threads.clone().into_iter().rev() {
-            let stop = tracee::wait_stop(tid, deadline, &mut Vec::new(), "stopping its threads");
+            // killed meanwhile, those that have stopped already must be reaped, or the leader's end never shows
+            let stop = tracee::wait_stop(tid, deadline, &mut stopped, "stopping its threads");
+            stopped.push(tid);
             match stop.map_err(|failure| not_stopping(failure, tid))? {
                 Stop::Ended(end) if tid == self.pid => return Err(AdoptReason::Died { end }),
                 Stop::Ended(_) => self.threads.retain(|other| *other != tid),

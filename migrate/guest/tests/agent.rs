@@ -23,6 +23,9 @@ fn criu() -> Option<PathBuf> {
         std::env::split_paths(&path).map(|dir| dir.join("criu")).find(|file| file.exists())
     });
     let problem = match &path {
+        _ if nix::unistd::getsid(None).is_ok_and(|leader| leader.as_raw() == 0) => {
+            "this session is led from outside of the pid namespace, so CRIU cannot dump what is in it".to_owned()
+        }
         None => "no criu on PATH".to_owned(),
         Some(path) => match Criu::at(path).check() {
             Ok(()) if cgroup_root().is_some() => return Some(path.clone()),

@@ -115,6 +115,9 @@ fn surroundings(facts: &Facts, own: &Own) -> Vec<Refusal> {
     if !different.is_empty() {
         refusals.push(Refusal::OtherNamespaces { names: different });
     }
+    if facts.sid == 0 || facts.pgid == 0 {
+        refusals.push(Refusal::LedFromOutside);
+    }
     if !facts.children.is_empty() {
         refusals.push(Refusal::HasChildren { pids: facts.children.clone() });
     }

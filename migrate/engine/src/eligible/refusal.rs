@@ -42,6 +42,11 @@ pub enum Refusal {
         /// Which differ from ours.
         names: Vec<String>,
     },
+    /// The session or group has no number in this pid namespace.
+    #[error(
+        "its session or process group is led from outside of this machine's process numbers (a container's entry, an init that made no session): CRIU cannot carry it; start it under `setsid`"
+    )]
+    LedFromOutside,
     /// A tree.
     #[error("it has {} (pid {}): this version moves single processes; try again when they have ended, or move a child", counted(pids.len(), "child", "children"), listed(pids))]
     HasChildren {

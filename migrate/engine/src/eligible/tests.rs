@@ -145,6 +145,8 @@ fn where_it_is() {
     let mut other = plain();
     other.namespaces.0.remove("time_for_children");
     only(&other, &Refusal::OtherNamespaces { names: vec!["time_for_children".into()] });
+    only(&Facts { sid: 0, ..plain() }, &Refusal::LedFromOutside);
+    only(&Facts { pgid: 0, ..plain() }, &Refusal::LedFromOutside);
     only(&Facts { root: "/jail".into(), ..plain() }, &Refusal::Chroot { path: "/jail".into() });
     let gone = Link { path: "/x (deleted)".into(), leads_there: false };
     only(&Facts { cwd: gone.clone(), ..plain() }, &Refusal::DirectoryGone { path: gone.path.clone() });

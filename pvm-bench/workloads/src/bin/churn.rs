@@ -101,9 +101,9 @@ impl Churn {
             let checked = if ends || verify { self.check(0, usize::MAX) } else { self.check_slice(&mut from) };
             any_bad |= checked.bad > 0;
             let written = self.written.swap(0, Ordering::Relaxed);
-            say(&line(if ends { "end" } else { "report" }, &seen, checked, written));
-            // Checking takes the CPU: its gaps are nobody's.
+            // Checking takes the CPU: its gaps are nobody's. What comes once the report can be read is the reader's.
             lock(&self.gaps).take();
+            say(&line(if ends { "end" } else { "report" }, &seen, checked, written));
             if ends {
                 return if any_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             }
