@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use mosix_guest::{FromAgent, Setup, ToAgent, checked_length, encode};
@@ -16,9 +17,10 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 256;
 
 /// The sending side. When it is dropped the socket closes, and the agent ends with all that it holds.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Agent {
     orders: mpsc::Sender<ToAgent>,
+    waiting: JoinHandle<()>,
 }
 
 impl Agent {
@@ -33,7 +35,7 @@ impl Agent {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         // A thread and not tokio's child handling: the watcher's rule forbids waiting for just any child.
-        std::thread::spawn(move || child.wait());
+        let waiting = std::thread::spawn(move || drop(child.wait()));
         ours.set_nonblocking(true)?;
         let (reader, mut writer) = UnixStream::from_std(ours)?.into_split();
         let (orders, mut queue) = mpsc::channel(QUEUE);
@@ -46,9 +48,14 @@ impl Agent {
             }
         });
         tokio::task::spawn_local(listen(reader, on_news));
-        let agent = Self { orders };
+        let agent = Self { orders, waiting };
         agent.orders.try_send(ToAgent::Setup(Box::new(setup))).context("the agent's queue is full")?;
         Ok(agent)
+    }
+
+    /// Tells it to end. The handle can be joined (on a thread that may block): then its namespaces are empty, and CRIU writes no more files.
+    pub(crate) fn end(self) -> JoinHandle<()> {
+        self.waiting
     }
 
     /// Queues an order. An agent that has ended is noticed by its news.

@@ -63,6 +63,8 @@ struct Run {
     to_home: mpsc::Sender<FromHolder>,
     info: Rc<RefCell<Info>>,
     agent: Option<Agent>,
+    /// The agent on its way out.
+    ending: Option<std::thread::JoinHandle<()>>,
     keys: Vec<(u16, String)>,
     freezer: Freezer,
     images_dir: PathBuf,
@@ -115,6 +117,7 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
         to_home,
         info,
         agent: None,
+        ending: None,
         keys: Vec::new(),
         freezer,
         images_dir,
@@ -225,7 +228,7 @@ impl Run {
         match action {
             Do::Admit => self.admit().await,
             Do::Run => self.tell_agent(ToAgent::Commit).await,
-            Do::Kill => self.agent = None,
+            Do::Kill => self.dismiss_agent(),
             Do::Suspend => drop(self.freezer.freeze()),
             Do::Resume => drop(self.freezer.thaw()),
             Do::SendAccepted => {
@@ -364,9 +367,10 @@ impl Run {
     }
 
     async fn agent_gone(&mut self) {
-        if self.agent.take().is_none() {
+        if self.agent.is_none() {
             return;
         }
+        self.dismiss_agent();
         match self.machine.state() {
             DestinationState::Running | DestinationState::Suspended => {
                 self.step(On::GuestEnded).await;
@@ -497,9 +501,16 @@ impl Run {
         }
     }
 
+    /// Without its socket the agent ends, and the kernel ends all that is in its namespace.
+    fn dismiss_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            self.ending = Some(agent.end());
+        }
+    }
+
     async fn clean_up(mut self, speaking: tokio::task::JoinHandle<()>) {
-        // Without its socket the agent ends, and the kernel ends all that is in its namespace.
-        self.agent = None;
+        self.dismiss_agent();
+        let hop_dir = self.hop.as_ref().map(|hop| hop.dir.clone());
         self.end_hop(true);
         let (home, id) = self.reservation();
         self.node.ledger.borrow_mut().abort(home, id);
@@ -512,8 +523,13 @@ impl Run {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         let _ = freezer.thaw();
+        let ending = self.ending.take();
         tokio::task::spawn_blocking(move || {
-            let _ = std::fs::remove_dir_all(images_dir);
+            // Before it has ended its CRIU may still make files.
+            let _ = ending.map(std::thread::JoinHandle::join);
+            for dir in std::iter::once(images_dir).chain(hop_dir) {
+                let _ = std::fs::remove_dir_all(dir);
+            }
             freezer.remove();
         });
         drop(self.to_home);
