@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // A test's helpers, too, may end the test.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use mosix_wire::blocking::BlockingStream;
 use mosix_wire::cluster;
 use mosix_wire::frame;
 use mosix_wire::tls::{PeerName, Stream, Tls, TlsError};
@@ -145,4 +147,48 @@ async fn silence_garbage_and_closed_ports_end_in_errors() {
     drop(listener);
     let client = tls(dir.path(), "n2");
     assert!(matches!(client.connect("n1", LIMIT).await, Err(TlsError::Unreachable { .. })));
+}
+
+/// Two ends of one connection, handed over to blocking threads.
+async fn blocking_pair(dir: &Path) -> (BlockingStream, BlockingStream) {
+    let listener = cluster_of_three(dir).await;
+    let (server, client) = (tls(dir, "n1"), tls(dir, "n2"));
+    let (accepted, connected) = tokio::join!(accept(&listener, &server), client.connect("n1", LIMIT));
+    (BlockingStream::new(accepted.unwrap().0, LIMIT).unwrap(), BlockingStream::new(connected.unwrap(), LIMIT).unwrap())
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_in_blocking_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut near, mut far) = blocking_pair(dir.path()).await;
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let expected = sent.clone();
+    let sender = std::thread::spawn(move || {
+        far.write_all(&sent).unwrap();
+        far.flush().unwrap();
+        let mut answer = [0; 2];
+        far.read_exact(&mut answer).unwrap();
+        far.finish().unwrap();
+        answer
+    });
+    let receiver = std::thread::spawn(move || {
+        let mut got = vec![0; expected.len()];
+        near.read_exact(&mut got).unwrap();
+        assert!(got == expected);
+        near.write_all(b"ok").unwrap();
+        near.finish().unwrap();
+    });
+    assert_eq!(sender.join().unwrap(), *b"ok");
+    receiver.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_blocking_connection_can_be_cut_from_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut near, far) = blocking_pair(dir.path()).await;
+    let breaker = near.breaker().unwrap();
+    let reader = std::thread::spawn(move || near.read(&mut [0; 16]).map_or(0, |count| count));
+    breaker.cut();
+    assert_eq!(reader.join().unwrap(), 0);
+    assert!(far.finish().is_err(), "the other end must not take a cut for an orderly end");
 }

@@ -207,8 +207,6 @@ impl Agent {
             },
             ToAgent::Dump { images_dir } => self.dump(&images_dir),
             ToAgent::Thaw if self.phase == Phase::Held => self.thaw(),
-            // Home gives up a hop whose dump failed: it runs already.
-            ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             // The dump had failed: it runs anyway.
             ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             ToAgent::Release => self.end(),
