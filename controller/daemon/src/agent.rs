@@ -58,6 +58,11 @@ impl Agent {
         self.waiting
     }
 
+    /// To give it orders from a thread that blocks. It does not end before these are dropped, too.
+    pub(crate) fn sender(&self) -> mpsc::Sender<ToAgent> {
+        self.orders.clone()
+    }
+
     /// Queues an order. An agent that has ended is noticed by its news.
     pub(crate) async fn tell(&self, order: ToAgent) {
         let _ = self.orders.send(order).await;

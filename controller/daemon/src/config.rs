@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mosix_engine::eligible::AutoRules;
+use mosix_pages::TrackKind;
+use mosix_pages::precopy::Goal;
 use serde::{Deserialize, Serialize};
+
+use crate::carry::send::Pages;
 
 /// The whole file. Unknown keys are errors, so that a misspelt one is found by `--check-config`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) node: NodeConfig,
     #[serde(default)]
     pub(crate) timing: Timing,
+    #[serde(default)]
+    pub(crate) moving: Moving,
     #[serde(default)]
     pub(crate) policy: PolicyConfig,
     #[serde(default)]
@@ -83,13 +89,77 @@ pub(crate) struct Timing {
     pub(crate) connect_ms: u64,
     /// For each of: getting ready, dump with transfer and restore, the word that it may run.
     pub(crate) move_ms: u64,
+    /// For copying memory while the process runs.
+    pub(crate) copy_ms: u64,
     /// For a clean stop: waiting for processes whose home this is.
     pub(crate) stop_ms: u64,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { period_ms: 1000, connect_ms: 5000, move_ms: 60_000, stop_ms: 30_000 }
+        Self { period_ms: 1000, connect_ms: 5000, move_ms: 60_000, copy_ms: 600_000, stop_ms: 30_000 }
+    }
+}
+
+/// How memory is copied while the process still runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Moving {
+    /// Copy beforehand; without it all memory is sent in the blackout.
+    pub(crate) precopy: bool,
+    /// Time that the last pages may take in the blackout.
+    pub(crate) rest_ms: u64,
+    /// Most rounds.
+    pub(crate) rounds: usize,
+    /// Most that is sent in all, as a multiple of the memory.
+    pub(crate) factor: f64,
+    /// Most MiB/s of pages that a move may send; absent: as fast as it goes.
+    pub(crate) limit_mib_per_s: Option<u64>,
+    /// How changed pages are found; absent: the best way that works.
+    pub(crate) track: Option<Track>,
+}
+
+/// Ways to find changed pages, see `mosix_pages::track`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Track {
+    WriteProtect,
+    SoftDirty,
+    Content,
+}
+
+impl Default for Moving {
+    fn default() -> Self {
+        let goal = Goal::default();
+        Self {
+            precopy: true,
+            rest_ms: u64::try_from(goal.rest.as_millis()).unwrap_or(5),
+            rounds: goal.max_rounds,
+            factor: goal.max_factor,
+            limit_mib_per_s: None,
+            track: None,
+        }
+    }
+}
+
+impl Moving {
+    /// For the one who sends.
+    pub(crate) fn pages(&self, kerndat: PathBuf) -> Pages {
+        Pages {
+            goal: Goal {
+                rest: Duration::from_millis(self.rest_ms),
+                max_rounds: self.rounds,
+                max_factor: self.factor,
+                ..Goal::default()
+            },
+            track: self.track.map(|track| match track {
+                Track::WriteProtect => TrackKind::WriteProtect,
+                Track::SoftDirty => TrackKind::SoftDirty,
+                Track::Content => TrackKind::Content,
+            }),
+            limit_bytes_per_s: self.limit_mib_per_s.map(|mib| mib << 20),
+            kerndat,
+        }
     }
 }
 
@@ -154,6 +224,9 @@ impl Config {
         if !(10..=3_600_000).contains(&self.timing.period_ms) {
             bail!("timing.period_ms = {} is not between 10 and 3600000", self.timing.period_ms);
         }
+        if self.moving.rounds == 0 || !(self.moving.factor >= 1.0) || self.moving.limit_mib_per_s == Some(0) {
+            bail!("moving.rounds and moving.factor must be at least 1, moving.limit_mib_per_s above 0; to copy nothing beforehand set moving.precopy = false");
+        }
         if self.policy.max_in == 0 || self.policy.max_out == 0 {
             bail!("policy.max_in and policy.max_out must be at least 1; to keep processes here set policy.balance = false");
         }
@@ -175,6 +248,10 @@ impl Config {
 
     pub(crate) fn move_timeout(&self) -> Duration {
         Duration::from_millis(self.timing.move_ms)
+    }
+
+    pub(crate) fn copy_timeout(&self) -> Duration {
+        Duration::from_millis(self.timing.copy_ms)
     }
 
     /// Cgroup-v2 folder for freezers.
@@ -243,6 +320,9 @@ mod tests {
             "[node]\ncpu_share = 2.0",
             "[timing]\nperiod_ms = 1",
             "[policy]\nmax_in = 0",
+            "[moving]\nrounds = 0",
+            "[moving]\nfactor = 0.5",
+            "[moving]\ntrack = \"guess\"",
             "[node]\nguest_cgroups = [\"/nonexistent\"]",
         ] {
             assert!(parse(&format!("{LEAST}{bad}\n")).is_err(), "{bad}");

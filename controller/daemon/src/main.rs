@@ -8,11 +8,13 @@
 //! | [`measure`], [`gossip`], [`balance`] | the policy's eyes, mouth and hands |
 //! | [`home`] | processes of this home that are elsewhere: the deputy |
 //! | [`host`] | processes of other homes that are here: the guest |
+//! | [`carry`] | a body on its way |
 //! | [`control`], [`report`] | `mosixctl` |
 //! | [`recover`], [`commit_log`] | after a crash |
 
 mod agent;
 mod balance;
+mod carry;
 mod cgroups;
 mod commit_log;
 mod config;
@@ -20,7 +22,6 @@ mod control;
 mod gossip;
 mod home;
 mod host;
-mod images;
 mod measure;
 mod node;
 mod protocol;

@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) tls: Tls,
     pub(crate) criu: Criu,
+    /// CRIU's cache of kernel features, if it is one with our patches: then memory is copied beforehand.
+    pub(crate) kerndat: Option<PathBuf>,
     pub(crate) agent_program: PathBuf,
     pub(crate) freezer_root: PathBuf,
     pub(crate) watcher: Arc<Watcher>,
@@ -112,6 +114,7 @@ impl Node {
         let balance = Cell::new(config.policy.balance);
         Ok(Self {
             tls,
+            kerndat: kerndat(&config, &criu),
             criu,
             agent_program,
             freezer_root,
@@ -245,5 +248,23 @@ impl Node {
     /// Folder for images of one epoch of a group.
     pub(crate) fn images_dir(&self, role: &str, group: u64, epoch: u32) -> PathBuf {
         self.config.state_dir.join("images").join(format!("{role}-{group:x}-{epoch}"))
+    }
+}
+
+/// Has the cache made if memory can be copied beforehand; else says why not.
+fn kerndat(config: &Config, criu: &Criu) -> Option<PathBuf> {
+    let file = config.state_dir.join("criu.kdat");
+    let prepared = match criu.features() {
+        _ if !config.moving.precopy => Err("moving.precopy is off".to_owned()),
+        Ok(features) if !features.complete() => Err(format!("{} lacks our patches", criu.path().display())),
+        Ok(_) => mosix_criu::kerndat::prepare(criu, &file).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match prepared {
+        Ok(()) => Some(file),
+        Err(why) => {
+            tracing::warn!("memory is not copied beforehand, so processes stand still for as long as it takes to send it: {why}");
+            None
+        }
     }
 }

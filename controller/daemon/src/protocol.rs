@@ -7,14 +7,18 @@
 //! the agent's own messages, in both directions, wrapped in `Agent`. Loss of the stream before the commit aborts the move; after it
 //! the holder kills the guest, since nothing that a guest does may go unseen by its home.
 //!
-//! *Image stream* (`Opening::Images`): the node that holds the body connects to the one that shall have it: for each file a
-//! [`ImageFrame::File`] and its bytes in raw frames, then [`ImageFrame::End`]. Only the source named in the offer may open it.
+//! *Body stream* (`Opening::Body`): the node that holds the body connects to the one that shall have it. What follows is described in [`crate::carry`].
+//! Only the source named in the offer may open it.
+//!
+//! At a hop the guest runs on while its memory is copied, and home goes on giving it signals and input. Before it is stopped the holder says
+//! `Freezing`; home answers `Quiet`, and keeps everything from then on. What was under way until `Quiet` comes back with `Dumped` (`late`).
 
 use std::time::Duration;
 
 use mosix_engine::commit::Stamp;
 use mosix_guest::{Carried, ChannelSpec, FromAgent, ToAgent, TtySpec};
 use mosix_policy::{Record, Request};
+use mosix_wire::control::Downtime;
 use serde::{Deserialize, Serialize};
 
 /// Longest message of these streams: one of the agent's with its wrapping.
@@ -32,8 +36,8 @@ pub(crate) const HOME_PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) enum Opening {
     /// A group stream.
     Offer(Box<Offer>),
-    /// An image stream.
-    Images {
+    /// A body stream.
+    Body {
         /// For this offer.
         stamp: Stamp,
     },
@@ -79,7 +83,11 @@ pub(crate) enum ToHolder {
     Dump {
         stamp: Stamp,
         target: String,
+        /// The target takes pages beforehand.
+        pages: bool,
     },
+    /// Nothing more comes for the guest until it is known who has it.
+    Quiet,
     Thaw,
     Release,
     /// The wish to move it came to nothing: `refused` by the target's policy, or failed.
@@ -101,6 +109,8 @@ pub(crate) enum FromHolder {
     Accepted {
         keys: Vec<(u16, String)>,
         record: Record,
+        /// Its CRIU waits for pages.
+        pages: bool,
     },
     Refused {
         why: String,
@@ -116,9 +126,13 @@ pub(crate) enum FromHolder {
     },
     Unknown,
     AbortAcked,
+    /// It will be stopped at once: send nothing more.
+    Freezing,
     Dumped {
         frozen_us: u64,
-        image_bytes: u64,
+        downtime: Downtime,
+        /// Orders that came too late for the guest that was stopped.
+        late: Vec<ToAgent>,
     },
     DumpFailed {
         why: String,

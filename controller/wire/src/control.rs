@@ -151,8 +151,47 @@ pub struct Moved {
     pub total_ms: f64,
     /// Time in which it ran nowhere, ms.
     pub freeze_ms: f64,
-    /// Image bytes sent.
+    /// All bytes sent: pages and images.
+    pub sent_bytes: u64,
+    /// Where the time went.
+    pub record: Downtime,
+}
+
+/// Where the time of a move went. Times in ms; those of the blackout count from the moment when the process was stopped.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Downtime {
+    /// From the request until the target had made everything ready.
+    pub prepare_ms: f64,
+    /// Copying pages while it ran.
+    pub precopy_ms: f64,
+    /// The rounds of that; the last one is that of the dump's start.
+    pub rounds: Vec<Round>,
+    /// Why there was no further round; empty without pre-copy.
+    pub frozen_because: String,
+    /// Stopped until CRIU's images were complete.
+    pub dump_ms: f64,
+    /// Stopped until the last pages had been sent (beside the dump).
+    pub delta_ms: f64,
+    /// Stopped until everything had been sent.
+    pub sent_ms: f64,
+    /// Stopped until the copy was complete, as home heard.
+    pub prepared_ms: f64,
+    /// Stopped until the copy ran, as home heard: the blackout and the way of that word.
+    pub freeze_ms: f64,
+    /// Bytes of pages on the wire.
+    pub page_bytes: u64,
+    /// Bytes of images.
     pub image_bytes: u64,
+}
+
+/// One round of copying pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Its time, ms.
+    pub ms: f64,
 }
 
 /// Answer to `Explain`.

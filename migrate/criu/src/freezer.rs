@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::swrk::{CriuError, Reply, Stage};
-use crate::{Criu, DumpRequest};
+use crate::{Criu, DumpOptions, DumpRequest};
 
 /// One cgroup-v2 folder used as a freezer.
 #[derive(Debug, Clone)]
@@ -99,7 +99,19 @@ pub struct Held {
     pub since: Instant,
 }
 
-/// Dumps `request.pid`, which must be in `freezer` already, and leaves it frozen there.
+/// Where a dump is, for whoever works beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// CRIU has been started and has touched nothing.
+    Before,
+    /// All threads are stopped; CRIU waits for the answer, so it should come soon.
+    Stopped,
+    /// The images are complete and the tree is frozen. CRIU still holds it, and lets go after the answer.
+    Held,
+}
+
+/// Dumps `request.pid`, which must be in `freezer` already, and leaves it frozen there. `beside` is called at each [`Moment`]; an error of it is
+/// a veto.
 ///
 /// While CRIU works in the stopped process (it runs code of its own in it), the process is in `dump_cgroups`, so that a CPU quota does not
 /// stretch the blackout; the caller moves it back if the move is given up.
@@ -109,23 +121,27 @@ pub struct Held {
 pub fn dump_and_hold(
     criu: &Criu,
     request: &DumpRequest<'_>,
+    options: &DumpOptions<'_>,
     freezer: &Freezer,
     dump_cgroups: &[PathBuf],
     deadline: Duration,
+    beside: &mut dyn FnMut(Moment) -> Result<(), String>,
 ) -> Result<Held, CriuError> {
     let mut since = Instant::now();
-    let result = criu.dump(request, deadline, &mut |stage| {
+    let result = criu.dump_with(request, options, deadline, &mut |stage| {
         let done = match stage {
+            Stage::PreDump => beside(Moment::Before),
             Stage::QueryExtFiles => {
                 since = Instant::now();
-                dump_cgroups.iter().try_for_each(|dir| enter_cgroup(dir, request.pid))
+                let entered = dump_cgroups.iter().try_for_each(|dir| enter_cgroup(dir, request.pid));
+                entered.map_err(|error| error.to_string()).and_then(|()| beside(Moment::Stopped))
             }
-            Stage::PostDump => freezer.freeze(),
+            Stage::PostDump => freezer.freeze().map_err(|error| error.to_string()).and_then(|()| beside(Moment::Held)),
             _ => Ok(()),
         };
         match done {
             Ok(()) => Reply::Continue,
-            Err(error) => Reply::Veto(error.to_string()),
+            Err(reason) => Reply::Veto(reason),
         }
     });
     match result {

@@ -6,13 +6,17 @@
 //! ```text
 //! mosixd                          agent
 //!   Setup            ------->       makes the namespaces, shadow parent, pipes, terminal
-//!                    <-------     Ready
+//!                    <-------     Ready               (with premem: CRIU waits for its memory; it is the one process in the freezer)
+//!   Window           ------->       a region in the waiting CRIU
+//!                    <-------     Window              (mosixd writes the pages there itself)
 //!   Restore          ------->       criu restore ... post-restore hook
 //!                    <-------     Prepared            (restored completely, not one instruction run)
 //!   Commit | Abort   ------->
 //!                    <-------     Running             (or Failed, and the copy is gone)
 //!   Signal, Data, Credit, Closed, Pending            Data, Wants, Eof, Stopped, Continued, Exited, Gone
 //!   Dump             ------->       criu dump, frozen         (the next hop)
+//!                    <-------     Step Before .. Stopped .. Held
+//!   GoOn             ------->       after Before and Held
 //!                    <-------     Data* Dumped | DumpFailed
 //!   Thaw | Release   ------->       runs on | the frozen body is killed and the agent ends
 //! ```
@@ -92,6 +96,32 @@ pub struct Setup {
     pub cpus: Vec<u32>,
     /// Deadline for each CRIU run, ms.
     pub criu_deadline_ms: u64,
+    /// Folder for the images, existing; they may come later.
+    pub images_dir: String,
+    /// Start the restore at once and let it wait for its memory; needs a patched CRIU. CRIU's cache of kernel features.
+    pub premem: Option<String>,
+}
+
+/// How the guest is to be dumped for its next hop without the contents of its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkeletonSpec {
+    /// File that will list memory which CRIU need not look at; complete when the step *Before* is answered.
+    pub trust: String,
+    /// Folder that will hold a copy of the guest's mappings; the same.
+    pub smaps: String,
+    /// CRIU's cache of kernel features.
+    pub kerndat: String,
+}
+
+/// Where a dump is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DumpStep {
+    /// Nothing is stopped yet. Waits for an answer.
+    Before,
+    /// All threads are stopped. CRIU goes on.
+    Stopped,
+    /// The images are complete, the guest is frozen. Waits for an answer.
+    Held,
 }
 
 /// What goes with the images of a move but is not in them.
@@ -122,10 +152,17 @@ pub enum End {
 pub enum ToAgent {
     /// First message.
     Setup(Box<Setup>),
-    /// Images are complete in this folder.
+    /// A window of the guest's addresses whose pages will be supplied; answered by [`FromAgent::Window`].
+    Window {
+        /// First address.
+        start: u64,
+        /// Length.
+        length_bytes: u64,
+        /// What is mapped there has MAP_NORESERVE.
+        no_reserve: bool,
+    },
+    /// Images are complete.
     Restore {
-        /// Folder.
-        images_dir: String,
         /// What came with them.
         carried: Carried,
     },
@@ -178,6 +215,13 @@ pub enum ToAgent {
     Dump {
         /// Folder.
         images_dir: String,
+        /// Without memory.
+        skeleton: Option<SkeletonSpec>,
+    },
+    /// Answer to a step of the dump.
+    GoOn {
+        /// Give the dump up, for this reason.
+        veto: Option<String>,
     },
     /// The hop was given up: go on.
     Thaw,
@@ -195,6 +239,13 @@ pub enum FromAgent {
         /// Channel and key.
         keys: Vec<(u16, String)>,
     },
+    /// Answer to [`ToAgent::Window`].
+    Window {
+        /// Address of its first page in the waiting CRIU; or why there is none.
+        address: Result<u64, String>,
+    },
+    /// The dump has come so far.
+    Step(DumpStep),
     /// Restored, waiting for the word.
     Prepared,
     /// It runs.

@@ -171,10 +171,15 @@ pub(crate) fn plan_of(node: &Node, pid: i32) -> Result<(Plan, Facts)> {
 
 /// The same, without the node: for helper threads.
 fn judge_process(pid: i32, helpers: &[i32]) -> Result<(Plan, Facts)> {
+    judge_with(pid, helpers, |_| ())
+}
+
+fn judge_with(pid: i32, helpers: &[i32], but: impl FnOnce(&mut Facts)) -> Result<(Plan, Facts)> {
     let mut facts = facts::collect(pid).map_err(|error| anyhow!("{error}"))?;
     // This daemon's own copies, taken for a move that is under way, are not somebody else's.
     let own_pid = std::process::id() as i32;
     facts.fds.iter_mut().for_each(|fd| fd.holders.retain(|holder| holder.pid != own_pid));
+    but(&mut facts);
     let own = Own::collect(helpers).map_err(|error| anyhow!("{error}"))?;
     match judge(&facts, &own) {
         Verdict::Movable(plan) => Ok((plan, facts)),
@@ -183,6 +188,14 @@ fn judge_process(pid: i32, helpers: &[i32]) -> Result<(Plan, Facts)> {
             bail!("{} (process {pid}) stays here: {}", facts.comm, reasons.join("; "))
         }
     }
+}
+
+/// The same, for one that our CRIU holds: that it is traced is our doing.
+fn judge_held(pid: i32, helpers: &[i32]) -> Result<(Plan, Facts)> {
+    judge_with(pid, helpers, |facts| {
+        facts.state = if facts.state == 't' { 'S' } else { facts.state };
+        facts.threads.iter_mut().for_each(|thread| thread.tracer_pid = 0);
+    })
 }
 
 /// Equal but for the memory in use.

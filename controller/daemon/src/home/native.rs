@@ -1,22 +1,24 @@
 //! The original body at home: dumped, held, let go, or turned into a stub.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
-use mosix_criu::freezer::{Freezer, dump_and_hold};
-use mosix_criu::{Criu, DumpRequest};
+use anyhow::{Context, Result, bail};
+use mosix_criu::freezer::{Freezer, Moment, dump_and_hold};
+use mosix_criu::{Criu, DumpOptions, DumpRequest};
 use mosix_deputy::{StubEvent, Watcher};
 use mosix_engine::commit::Stamp;
 use mosix_engine::eligible::Plan;
 use mosix_guest::Carried;
+use mosix_wire::blocking::BlockingStream;
 use mosix_wire::tls::Tls;
 use tokio::sync::Notify;
 
-use super::{judge_process, same_plan};
+use super::{judge_held, same_plan};
+use crate::carry::send::{Dumper, Held, Pages, Parcel, Sent, send};
+use crate::carry::{self, files};
 use crate::cgroups::{Membership, Mounts};
-use crate::images;
 use crate::node::Node;
 
 /// The body of a process that has not left yet.
@@ -35,12 +37,6 @@ pub(crate) struct Body {
     tls: Tls,
     deadline: Duration,
     connect: Duration,
-}
-
-/// A dump that has been sent.
-pub(crate) struct Sent {
-    pub(crate) since: Instant,
-    pub(crate) image_bytes: u64,
 }
 
 impl Body {
@@ -65,51 +61,40 @@ impl Body {
         }
     }
 
-    /// Freezes, dumps into `dir` and sends the images, unless told to give up. On an error before the sending the process runs.
-    pub(crate) async fn dump(self, target: String, stamp: Stamp, dir: PathBuf, give_up: &Notify) -> Result<Sent> {
-        let stream = images::open(&self.tls, &target, stamp, self.connect).await?;
-        images::make_dir(&dir)?;
+    /// Copies its memory, freezes, dumps into `dir` and sends it, unless told to give up. On an error the process runs.
+    pub(crate) async fn send(self, target: String, stamp: Stamp, dir: PathBuf, pages: Option<Pages>, give_up: &Notify) -> Result<Sent> {
+        let stream = carry::open(&self.tls, &target, stamp, self.connect).await?;
+        let link = BlockingStream::new(stream, self.deadline).context("cannot hand the connection over")?;
+        let breaker = link.breaker()?;
+        files::make_dir(&dir)?;
+        let parcel = Parcel { link, dir: dir.clone(), pid: self.pid, inner_pid: self.pid, pages };
         let body = self.clone();
-        let into = dir.clone();
-        let held = tokio::task::spawn_blocking(move || body.hold(&into)).await?;
-        let result = match held {
-            Ok(since) => {
-                let carried = Carried { max_tid: self.max_tid, unread: Vec::new() };
-                let sending = images::send(stream, &dir, carried, self.still_as_planned());
-                tokio::select! {
-                    sent = sending => sent.map(|image_bytes| Sent { since, image_bytes }),
-                    () = give_up.notified() => Err(anyhow!("the move was given up")),
-                }
+        let sending = tokio::task::spawn_blocking(move || {
+            let mut dumper = Native { body: &body, dir: &parcel.dir.clone() };
+            send(parcel, &mut dumper, &|| body.still_as_planned())
+        });
+        tokio::pin!(sending);
+        let result = tokio::select! {
+            result = &mut sending => result,
+            () = give_up.notified() => {
+                breaker.cut();
+                sending.await
             }
-            Err(error) => Err(error),
         };
+        let result = result.map_err(anyhow::Error::from).and_then(|result| result);
         keep_log(&dir, result.is_err());
         let _ = std::fs::remove_dir_all(&dir);
         result
     }
 
     /// The plan was made while the process ran. Now that it cannot run any more, it must still hold, or the copy would lack what was opened
-    /// meanwhile. This goes on while the images are on their way.
-    async fn still_as_planned(&self) -> Result<()> {
-        let (pid, helpers) = (self.plan.pid, self.helpers.clone());
-        let (plan, _) = tokio::task::spawn_blocking(move || judge_process(pid, &helpers)).await??;
+    /// meanwhile.
+    fn still_as_planned(&self) -> Result<()> {
+        let (plan, _) = judge_held(self.plan.pid, &self.helpers)?;
         if !same_plan(&plan, &self.plan) {
             bail!("it opened or closed something while it was being frozen: try again");
         }
         Ok(())
-    }
-
-    fn hold(&self, dir: &std::path::Path) -> Result<Instant> {
-        let freezer = Freezer::create(&self.freezer_dir)?;
-        freezer.enter(self.pid)?;
-        let request = DumpRequest { pid: self.pid, images_dir: dir, external: &self.external, shell_job: self.shell_job };
-        match dump_and_hold(&self.criu, &request, &freezer, &self.dump_cgroups, self.deadline) {
-            Ok(held) => Ok(held.since),
-            Err(error) => {
-                self.put_back();
-                Err(error.into())
-            }
-        }
     }
 
     /// Lets the held body run on as if nothing had happened.
@@ -144,6 +129,28 @@ impl Body {
         watcher.adopt(self.pid, &self.freezer_dir, &[], on_event)?;
         self.put_back();
         Ok(())
+    }
+}
+
+/// CRIU as this daemon runs it.
+struct Native<'a> {
+    body: &'a Body,
+    dir: &'a Path,
+}
+
+impl Dumper for Native<'_> {
+    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Moment) -> Result<(), String>) -> Result<Held> {
+        let body = self.body;
+        let freezer = Freezer::create(&body.freezer_dir)?;
+        freezer.enter(body.pid)?;
+        let request = DumpRequest { pid: body.pid, images_dir: self.dir, external: &body.external, shell_job: body.shell_job };
+        match dump_and_hold(&body.criu, &request, options, &freezer, &body.dump_cgroups, body.deadline, beside) {
+            Ok(held) => Ok(Held { since: held.since, carried: Carried { max_tid: body.max_tid, unread: Vec::new() } }),
+            Err(error) => {
+                body.put_back();
+                Err(error.into())
+            }
+        }
     }
 }
 

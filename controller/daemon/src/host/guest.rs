@@ -1,23 +1,28 @@
 //! One task for each guest: from the offer to its end here.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use mosix_criu::freezer::Freezer;
 use mosix_engine::commit::{Destination, DestinationAction as Do, DestinationEvent as On, DestinationState, Stamp};
 use mosix_guest::{Carried, FromAgent, Setup, ToAgent};
+use mosix_wire::blocking::BlockingStream;
 use mosix_policy::{Request, Reserved, Verdict, admit};
 use mosix_wire::frame;
 use mosix_wire::tls::Stream;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
+use super::hop::Hop;
 use super::{Guest, Info};
 use crate::agent::Agent;
-use crate::balance;
-use crate::images;
+use crate::carry::receive::{WindowOrder, Windows, make_store, receive};
+use crate::carry::{files, send::Sent};
 use crate::node::Node;
 use crate::protocol::{BEAT, FromHolder, LEASE, MAX_MESSAGE_BYTES, Offer, Process, ToHolder};
 
@@ -31,10 +36,16 @@ pub(crate) enum Event {
     Home(ToHolder),
     LinkLost(String),
     Agent(Option<FromAgent>),
-    ImageStream(Box<Stream>),
-    Images(Result<Carried, String>),
-    /// Its images have been sent to the next node, or not.
-    HopSent(Result<(u64, u64), String>),
+    /// The node that holds the body will send it here.
+    BodyStream(Box<Stream>),
+    /// Everything has come, or not.
+    Body(Result<Carried, String>),
+    /// A window is wanted in the waiting CRIU.
+    Window(WindowOrder),
+    /// It is about to be stopped for the next hop.
+    HopFreezes,
+    /// Its body has been sent to the next node, or not.
+    HopSent(Box<Result<Sent, String>>),
     /// This node's policy wants it elsewhere.
     Wish {
         target: u32,
@@ -52,31 +63,31 @@ pub(crate) enum Event {
     Timeout(DestinationState),
 }
 
-struct Run {
-    node: Rc<Node>,
+pub(super) struct Run {
+    pub(super) node: Rc<Node>,
     home: String,
-    stamp: Stamp,
-    process: Process,
+    pub(super) stamp: Stamp,
+    pub(super) process: Process,
     request: Request,
     machine: Destination,
-    events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<Event>,
     to_home: mpsc::Sender<FromHolder>,
-    info: Rc<RefCell<Info>>,
-    agent: Option<Agent>,
+    pub(super) info: Rc<RefCell<Info>>,
+    pub(super) agent: Option<Agent>,
     /// The agent on its way out.
     ending: Option<std::thread::JoinHandle<()>>,
     keys: Vec<(u16, String)>,
     freezer: Freezer,
     images_dir: PathBuf,
-    /// The next hop, while it is under way: its stamp and folder, and the stream for the images.
-    hop: Option<Hop>,
-    over: bool,
-}
-
-struct Hop {
-    dir: PathBuf,
-    stream: Option<Stream>,
-    since: Instant,
+    /// Where the pages go that are in no window, if they come beforehand.
+    store: Option<PathBuf>,
+    /// The CRIU that waits for them, as this daemon sees it.
+    waiting_pid: Option<i32>,
+    /// Windows that were asked for and not answered yet.
+    windows: VecDeque<SyncSender<Result<u64, String>>>,
+    /// The next hop, while it is under way.
+    pub(super) hop: Option<Hop>,
+    pub(super) over: bool,
 }
 
 /// Runs until the guest has ended, has gone on, or has not come.
@@ -121,6 +132,9 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
         keys: Vec::new(),
         freezer,
         images_dir,
+        store: None,
+        waiting_pid: None,
+        windows: VecDeque::new(),
         hop: None,
         over: false,
     };
@@ -175,13 +189,12 @@ impl Run {
             }
             Event::Agent(Some(news)) => self.agent_news(news).await,
             Event::Agent(None) => self.agent_gone().await,
-            Event::ImageStream(stream) => self.receive_images(*stream),
-            Event::Images(Ok(carried)) => {
-                let images_dir = self.images_dir.to_string_lossy().into_owned();
-                self.tell_agent(ToAgent::Restore { images_dir, carried }).await;
-            }
-            Event::Images(Err(why)) => self.step(On::RestoreFailed { why }).await,
-            Event::HopSent(result) => self.hop_sent(result).await,
+            Event::BodyStream(stream) => self.receive_body(*stream),
+            Event::Body(Ok(carried)) => self.tell_agent(ToAgent::Restore { carried }).await,
+            Event::Body(Err(why)) => self.step(On::RestoreFailed { why }).await,
+            Event::Window(order) => self.make_window(order).await,
+            Event::HopFreezes => self.hop_freezes().await,
+            Event::HopSent(result) => self.hop_sent(*result).await,
             Event::Wish { target, request } => self.tell_home(FromHolder::Wish { target, request }).await,
             Event::Evict { why } => self.tell_home(FromHolder::Evict { why }).await,
             Event::Figures { work_s, rss_bytes } => self.tell_home(FromHolder::Figures { work_s, rss_bytes }).await,
@@ -217,7 +230,11 @@ impl Run {
         if !matches!(state, DestinationState::Accepted | DestinationState::Prepared) {
             return;
         }
-        let (events, limit) = (self.events.clone(), self.node.config.move_timeout());
+        let mut limit = self.node.config.move_timeout();
+        if state == DestinationState::Accepted && self.store.is_some() {
+            limit += self.node.config.copy_timeout();
+        }
+        let events = self.events.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(limit).await;
             let _ = events.send(Event::Timeout(state)).await;
@@ -232,7 +249,8 @@ impl Run {
             Do::Suspend => drop(self.freezer.freeze()),
             Do::Resume => drop(self.freezer.thaw()),
             Do::SendAccepted => {
-                let message = FromHolder::Accepted { keys: self.keys.clone(), record: self.node.record() };
+                let pages = self.store.is_some();
+                let message = FromHolder::Accepted { keys: self.keys.clone(), record: self.node.record(), pages };
                 self.tell_home(message).await;
             }
             Do::SendRefused { why } => {
@@ -274,7 +292,8 @@ impl Run {
         if let Verdict::Refuse(why) = admit(&self.node.params, &own, &self.request) {
             return Err(format!("{}: {why}", self.node.identity.name()));
         }
-        let until_s = self.node.now_s() + self.node.config.move_timeout().as_secs_f64() + LEASE_SLACK_S;
+        let limit = self.node.config.move_timeout() + self.node.config.copy_timeout();
+        let until_s = self.node.now_s() + limit.as_secs_f64() + LEASE_SLACK_S;
         let (home, id) = self.reservation();
         match self.node.ledger.borrow_mut().reserve(home, id, self.request.memory_bytes, until_s) {
             Reserved::New | Reserved::Again => Ok(()),
@@ -287,8 +306,11 @@ impl Run {
     }
 
     fn start_agent(&mut self) -> anyhow::Result<()> {
-        images::make_dir(&self.images_dir)?;
+        files::make_dir(&self.images_dir)?;
         let node = &self.node;
+        if node.kerndat.is_some() {
+            self.store = Some(make_store(&self.images_dir, self.process.pid)?);
+        }
         let text = |paths: &[PathBuf]| paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         let setup = Setup {
             pid: self.process.pid,
@@ -304,6 +326,8 @@ impl Run {
             dump_cgroups: text(&node.config.node.dump_cgroups),
             cpus: node.config.node.guest_cpus.clone(),
             criu_deadline_ms: node.config.timing.move_ms,
+            images_dir: self.images_dir.to_string_lossy().into_owned(),
+            premem: node.kerndat.as_ref().map(|path| path.to_string_lossy().into_owned()),
         };
         let events = self.events.clone();
         self.agent = Some(Agent::start(&node.agent_program, setup, async move |news| {
@@ -312,14 +336,32 @@ impl Run {
         Ok(())
     }
 
-    fn receive_images(&self, stream: Stream) {
+    /// A thread takes the body; its questions and its end come back as events.
+    fn receive_body(&self, stream: Stream) {
         let (events, dir) = (self.events.clone(), self.images_dir.clone());
-        // Images hold the memory once more: what is free bounds them.
+        // Images may hold the memory once more: what is free bounds them.
         let limit_bytes = self.node.sample.borrow().memory_available_bytes.max(64 << 20);
-        tokio::task::spawn_local(async move {
-            let result = images::receive(stream, dir, limit_bytes).await.map_err(|error| format!("{error:#}"));
-            let _ = events.send(Event::Images(result)).await;
+        let patience = self.node.config.move_timeout();
+        let orders = self.events.clone();
+        let windows = self.store.clone().zip(self.waiting_pid).map(|(store, waiting_pid)| Windows {
+            pid: self.process.pid,
+            waiting_pid,
+            order: Box::new(move |order| orders.blocking_send(Event::Window(order)).is_ok()),
+            store,
+            seen: Arc::default(),
         });
+        tokio::task::spawn_local(async move {
+            let receiving = move || receive(BlockingStream::new(stream, patience)?, &dir, windows, limit_bytes);
+            let result = tokio::task::spawn_blocking(receiving).await.map_err(anyhow::Error::from).and_then(|result| result);
+            let _ = events.send(Event::Body(result.map_err(|error| format!("{error:#}")))).await;
+        });
+    }
+
+    async fn make_window(&mut self, order: WindowOrder) {
+        let WindowOrder { region, answer } = order;
+        self.windows.push_back(answer);
+        let (start, length_bytes, no_reserve) = (region.start, region.length_bytes, region.no_reserve);
+        self.tell_agent(ToAgent::Window { start, length_bytes, no_reserve }).await;
     }
 
     // --- messages ------------------------------------------------------------------------------------------------------
@@ -331,12 +373,13 @@ impl Run {
                 tracing::info!(group = self.stamp.group, "home gave the move up: {why}");
                 self.step(On::Abort).await;
             }
-            ToHolder::Dump { stamp, target } => self.dump(stamp, target).await,
+            ToHolder::Dump { stamp, target, pages } => self.start_hop(stamp, target, pages).await,
+            ToHolder::Quiet => self.hop_is_quiet().await,
             ToHolder::Thaw => self.thaw().await,
             ToHolder::Release => self.release().await,
             ToHolder::WishDone { target, why, refused, record } => self.wish_done(target, why, refused, record),
             ToHolder::Beat => {}
-            ToHolder::Agent(order) if is_daily(&order) => self.tell_agent(order).await,
+            ToHolder::Agent(order) if is_daily(&order) => self.daily(order).await,
             ToHolder::Agent(order) => tracing::warn!("home may not order {order:?} directly"),
         }
     }
@@ -345,7 +388,15 @@ impl Run {
         match news {
             FromAgent::Ready { keys } => {
                 self.keys = keys;
+                // The waiting CRIU is all that is in the group now.
+                self.waiting_pid = self.freezer.members().first().copied();
                 self.step(On::Admitted).await;
+            }
+            FromAgent::Window { address } => {
+                if let Some(answer) = self.windows.pop_front() {
+                    // Whoever asked may have given up.
+                    let _ = answer.try_send(address);
+                }
             }
             FromAgent::Prepared => self.step(On::Restored).await,
             FromAgent::Running => {
@@ -356,8 +407,7 @@ impl Run {
                 self.keep_restore_log();
                 self.step(On::RestoreFailed { why: format!("{}: {why}", self.node.identity.name()) }).await;
             }
-            FromAgent::Dumped { carried, frozen_us } => self.send_hop(carried, frozen_us),
-            FromAgent::DumpFailed { why } => self.hop_sent(Err(why)).await,
+            FromAgent::Step(_) | FromAgent::Dumped { .. } | FromAgent::DumpFailed { .. } => self.hop_news(news),
             FromAgent::Exited { .. } => {
                 self.info.borrow_mut().running = false;
                 self.tell_home(FromHolder::Agent(news)).await;
@@ -394,7 +444,8 @@ impl Run {
         let mut info = self.info.borrow_mut();
         info.running = true;
         info.since = Instant::now();
-        info.outer_pid = self.freezer.members().first().copied();
+        // CRIU may still be on its way out.
+        info.outer_pid = self.freezer.members().into_iter().find(|pid| Some(*pid) != self.waiting_pid);
         let _ = std::fs::remove_dir_all(&self.images_dir);
         self.node.news.notify_one();
     }
@@ -405,90 +456,14 @@ impl Run {
         }
     }
 
-    async fn tell_home(&self, message: FromHolder) {
+    pub(super) async fn tell_home(&self, message: FromHolder) {
         let _ = self.to_home.send(message).await;
     }
 
-    async fn tell_agent(&self, order: ToAgent) {
+    pub(super) async fn tell_agent(&self, order: ToAgent) {
         if let Some(agent) = &self.agent {
             agent.tell(order).await;
         }
-    }
-
-    // --- the next hop --------------------------------------------------------------------------------------------------
-
-    fn key(&self) -> u64 {
-        self.stamp.group
-    }
-
-    async fn dump(&mut self, stamp: Stamp, target: String) {
-        let dir = self.node.images_dir("hop", stamp.group, stamp.epoch);
-        let stream = images::open(&self.node.tls, &target, stamp, self.node.config.connect_timeout()).await;
-        let ready = stream.and_then(|stream| images::make_dir(&dir).map(|()| stream));
-        match ready {
-            Ok(stream) => {
-                let images_dir = dir.to_string_lossy().into_owned();
-                self.hop = Some(Hop { dir, stream: Some(stream), since: Instant::now() });
-                let memory_bytes = self.info.borrow().memory_bytes;
-                self.node.ledger.borrow_mut().leave(self.node.id().0, self.key(), memory_bytes);
-                self.node.leaving.borrow_mut().insert(self.key());
-                balance::answered(&self.node, self.key());
-                self.tell_agent(ToAgent::Dump { images_dir }).await;
-            }
-            Err(error) => self.tell_home(FromHolder::DumpFailed { why: format!("{error:#}") }).await,
-        }
-    }
-
-    fn send_hop(&mut self, carried: Carried, frozen_us: u64) {
-        let Some(hop) = &mut self.hop else { return };
-        hop.since = Instant::now().checked_sub(Duration::from_micros(frozen_us)).unwrap_or_else(Instant::now);
-        let (Some(stream), dir, since, events) = (hop.stream.take(), hop.dir.clone(), hop.since, self.events.clone()) else { return };
-        tokio::task::spawn_local(async move {
-            let result = images::send(stream, &dir, carried, async { Ok(()) }).await.map_err(|error| format!("{error:#}"));
-            let frozen = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let _ = events.send(Event::HopSent(result.map(|bytes| (frozen, bytes)))).await;
-        });
-    }
-
-    async fn hop_sent(&mut self, result: Result<(u64, u64), String>) {
-        match result {
-            Ok((frozen_us, image_bytes)) => self.tell_home(FromHolder::Dumped { frozen_us, image_bytes }).await,
-            Err(why) => self.tell_home(FromHolder::DumpFailed { why }).await,
-        }
-    }
-
-    /// The hop was given up, whether or not the dump was complete.
-    async fn thaw(&mut self) {
-        self.tell_agent(ToAgent::Thaw).await;
-        self.end_hop(false);
-        self.tell_home(FromHolder::Thawed).await;
-    }
-
-    async fn release(&mut self) {
-        self.tell_home(FromHolder::Released).await;
-        self.end_hop(true);
-        self.over = true;
-    }
-
-    fn end_hop(&mut self, left: bool) {
-        if let Some(hop) = self.hop.take() {
-            let _ = std::fs::remove_dir_all(&hop.dir);
-        }
-        let (own, key) = (self.node.id().0, self.key());
-        if left {
-            self.node.ledger.borrow_mut().gone(own, key, self.node.now_s());
-        } else {
-            self.node.ledger.borrow_mut().abort(own, key);
-        }
-        self.node.leaving.borrow_mut().remove(&key);
-        balance::answered(&self.node, self.key());
-    }
-
-    fn wish_done(&mut self, target: u32, why: String, refused: bool, record: Option<mosix_policy::Record>) {
-        if let Some(record) = record {
-            self.node.learn(record);
-        }
-        balance::failed(&self.node, self.key(), mosix_policy::NodeId(target), &why, refused);
     }
 
     // --- the end -------------------------------------------------------------------------------------------------------
@@ -510,7 +485,7 @@ impl Run {
 
     async fn clean_up(mut self, speaking: tokio::task::JoinHandle<()>) {
         self.dismiss_agent();
-        let hop_dir = self.hop.as_ref().map(|hop| hop.dir.clone());
+        let hop_dir = self.hop_dir();
         self.end_hop(true);
         let (home, id) = self.reservation();
         self.node.ledger.borrow_mut().abort(home, id);
@@ -536,6 +511,11 @@ impl Run {
         let _ = speaking.await;
         self.node.news.notify_one();
     }
+}
+
+/// What a guest is told even while it is being stopped: it ends.
+pub(super) fn is_urgent(order: &ToAgent) -> bool {
+    matches!(order, ToAgent::Kill)
 }
 
 /// What home may order the agent without the commit protocol.

@@ -1,9 +1,10 @@
 //! The host's side: processes of other homes (and own ones that came back) that this node holds, shall hold, or gives away.
 //!
 //! [`serve`] accepts streams; for each offer one guest task ([`guest::run`]) drives the destination's part of the commit protocol, keeps the
-//! agent, and at a hop is the source.
+//! agent, and at a hop is the source ([`hop`]).
 
 mod guest;
+mod hop;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::node::Node;
 use crate::protocol::{MAX_MESSAGE_BYTES, Opening};
 pub(crate) use guest::Event;
+pub(crate) use hop::drop_later;
 
 /// Handshakes under way at a time.
 const MAX_HANDSHAKES: usize = 64;
@@ -105,17 +107,17 @@ async fn dispatch(node: &Rc<Node>, stream: Stream, peer: PeerName, opening: Open
             guest::run(node.clone(), stream, peer.name, *offer).await;
             Ok(())
         }
-        Opening::Images { stamp } => {
+        Opening::Body { stamp } => {
             let events = {
                 let guests = node.guests.borrow();
                 let guest =
-                    guests.get(&stamp.group).filter(|guest| guest.stamp == stamp).context("images of a process that was not offered")?;
+                    guests.get(&stamp.group).filter(|guest| guest.stamp == stamp).context("the body of a process that was not offered")?;
                 if guest.source != peer.name {
-                    bail!("{} sends images that {} should send", peer.name, guest.source);
+                    bail!("{} sends a body that {} should send", peer.name, guest.source);
                 }
                 guest.events.clone()
             };
-            let _ = events.send(Event::ImageStream(Box::new(stream))).await;
+            let _ = events.send(Event::BodyStream(Box::new(stream))).await;
             Ok(())
         }
     }

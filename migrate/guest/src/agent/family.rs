@@ -15,6 +15,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use mosix_guest::Setup;
@@ -87,6 +88,7 @@ fn lead(setup: &Setup, link: Link, ends: Ends) -> Result<()> {
 }
 
 fn be_parent(setup: &Setup, link: Link, ends: Ends) -> Result<()> {
+    reserve_numbers(setup, setup.pid).context("cannot keep the guest's numbers free")?;
     if setup.sid == setup.ppid && setup.sid > 1 {
         setsid()?;
         take_terminal(&ends)?;
@@ -152,11 +154,16 @@ fn ignore_terminal_signals() -> Result<()> {
     KEYS.into_iter().try_for_each(sys::ignore_signal).context("cannot ignore signals")
 }
 
-/// Lets numbers that nobody chose (CRIU, its helpers) come from above those that the group has.
+/// Lets numbers that nobody chose (CRIU, its helpers) come from far away of those that the group has, or may get while it is still elsewhere:
+/// new threads get the next numbers there.
 pub(crate) fn reserve_numbers(setup: &Setup, max_tid: i32) -> io::Result<()> {
-    const ROOM: i32 = 64;
+    /// Below are the numbers of a machine's first processes.
+    const LOWEST: i32 = 300;
     let highest = [max_tid, setup.pid, setup.ppid, setup.sid, setup.pgid].into_iter().max().unwrap_or(1);
-    // Near the end of the number space there is room below: numbers from 300 on, where a long-lived group hardly ever is.
-    let start = if highest + ROOM < largest_number()? { highest + ROOM / 2 } else { 300 };
+    let largest = largest_number()?;
+    // By chance: the group's newest threads may have been made on a node where it was before, beside numbers that were chosen there like this.
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let away = largest / 4 + i32::try_from(clock % u32::try_from(largest / 2).unwrap_or(1)).unwrap_or(0);
+    let start = LOWEST + (highest + away) % (largest - 2 * LOWEST).max(1);
     fs::write("/proc/sys/kernel/ns_last_pid", start.to_string())
 }

@@ -5,15 +5,30 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use mosix_criu::freezer::{Freezer, Held, dump_and_hold, enter_cgroup};
-use mosix_criu::{Criu, DumpRequest};
-use mosix_guest::Setup;
+use mosix_criu::freezer::{Freezer, Held, Moment, dump_and_hold, enter_cgroup};
+use mosix_criu::{Criu, DumpOptions, DumpRequest, Skeleton};
+use mosix_guest::{Setup, SkeletonSpec};
 
-/// Dumps the guest into `images_dir`; it stays frozen.
-pub(crate) fn dump(setup: &Setup, freezer: &Freezer, images_dir: &str) -> Result<Held> {
+/// Dumps the guest into `images_dir`; it stays frozen. `beside` may veto.
+pub(crate) fn dump(
+    setup: &Setup,
+    freezer: &Freezer,
+    images_dir: &str,
+    skeleton: Option<&SkeletonSpec>,
+    beside: &mut dyn FnMut(Moment) -> Result<(), String>,
+) -> Result<Held> {
+    let options = skeleton.map_or_else(DumpOptions::default, |spec| DumpOptions {
+        skeleton: Some(Skeleton::Patched { shared: false }),
+        trust: Some(Path::new(&spec.trust)),
+        smaps: Some(Path::new(&spec.smaps)),
+        kerndat: Some(Path::new(&spec.kerndat)),
+        no_breakpoints: true,
+        ..DumpOptions::default()
+    });
     let request = DumpRequest { pid: setup.pid, images_dir: Path::new(images_dir), external: &[], shell_job: setup.sid != setup.pid };
     let aside: Vec<PathBuf> = setup.dump_cgroups.iter().map(PathBuf::from).collect();
-    let result = dump_and_hold(&Criu::at(&setup.criu), &request, freezer, &aside, Duration::from_millis(setup.criu_deadline_ms));
+    let deadline = Duration::from_millis(setup.criu_deadline_ms);
+    let result = dump_and_hold(&Criu::at(&setup.criu), &request, &options, freezer, &aside, deadline, beside);
     if result.is_err() {
         join_cgroups(setup)?;
     }

@@ -1,12 +1,14 @@
 //! Pid 1 of the guest's namespaces: sets the scene, then one event loop for home's orders, the guest's output, and its fate.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use mosix_criu::freezer::Freezer;
-use mosix_guest::{Carried, End, FromAgent, ProtocolError, Setup, ToAgent, receive, send};
+use mosix_criu::freezer::Moment;
+use mosix_guest::{Carried, DumpStep, End, FromAgent, ProtocolError, Setup, SkeletonSpec, ToAgent, receive, send};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -18,6 +20,9 @@ use super::parent::{Link, ParentNews, ParentOrder};
 use super::readers::{self, Identity, Watch};
 use super::tty::{END_OF_FILE, Terminal};
 use super::{family, hop, sys};
+
+/// Orders that are kept while a dump is under way; mosixd keeps them itself.
+const MAX_POSTPONED: usize = 64;
 
 pub(crate) fn run(control: UnixStream, mut setup: Setup) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -47,9 +52,12 @@ pub(crate) fn run(control: UnixStream, mut setup: Setup) -> Result<()> {
         unread: Vec::new(),
         phase: Phase::Waiting,
         ended: None,
+        postponed: VecDeque::new(),
     };
-    let keys = agent.channels.iter().map(|channel| (channel.id(), channel.key().to_owned())).collect();
-    agent.tell(&FromAgent::Ready { keys })?;
+    // With premem it is ready when CRIU waits.
+    if agent.setup.premem.is_none() {
+        agent.ready()?;
+    }
     while agent.phase != Phase::Over {
         agent.step()?;
     }
@@ -102,6 +110,8 @@ struct Agent {
     phase: Phase,
     /// How the root ended, until that has been told.
     ended: Option<(End, u64)>,
+    /// Orders that came while a step of a dump was being answered.
+    postponed: VecDeque<ToAgent>,
 }
 
 /// What poll(2) found ready.
@@ -173,6 +183,11 @@ impl Agent {
 
     // --- home's orders -------------------------------------------------------------------------------------------------
 
+    fn ready(&mut self) -> Result<()> {
+        let keys = self.channels.iter().map(|channel| (channel.id(), channel.key().to_owned())).collect();
+        self.tell(&FromAgent::Ready { keys })
+    }
+
     fn order(&mut self) -> Result<()> {
         // An error here is the end of the connection: init ends, and with it everything in this namespace.
         let order: ToAgent = match receive(&mut self.control) {
@@ -180,8 +195,21 @@ impl Agent {
             Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return self.end(),
             Err(error) => return Err(error).context("mosixd has gone"),
         };
+        self.obey(order)?;
+        while self.phase != Phase::Over
+            && let Some(order) = self.postponed.pop_front()
+        {
+            self.obey(order)?;
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, order: ToAgent) -> Result<()> {
         match order {
-            ToAgent::Restore { images_dir, carried } if self.phase == Phase::Waiting => self.restore(images_dir, carried),
+            ToAgent::Window { start, length_bytes, no_reserve } if self.phase == Phase::Waiting => {
+                self.order_parent(&ParentOrder::Window { start, length_bytes, no_reserve })
+            }
+            ToAgent::Restore { carried } if self.phase == Phase::Waiting => self.restore(carried),
             ToAgent::Commit if self.phase == Phase::Restoring => self.order_parent(&ParentOrder::Go),
             ToAgent::Abort if self.phase == Phase::Restoring => self.order_parent(&ParentOrder::Veto("home gave the move up".into())),
             ToAgent::Abort | ToAgent::Kill => self.end(),
@@ -205,22 +233,24 @@ impl Agent {
                 Some(terminal) => Ok(terminal.resize(size)?),
                 None => Ok(()),
             },
-            ToAgent::Dump { images_dir } => self.dump(&images_dir),
+            ToAgent::Dump { images_dir, skeleton } => self.dump(&images_dir, skeleton.as_ref()),
+            // Of a dump that has ended by itself.
+            ToAgent::GoOn { .. } => Ok(()),
             ToAgent::Thaw if self.phase == Phase::Held => self.thaw(),
             // The dump had failed: it runs anyway.
             ToAgent::Thaw if self.phase == Phase::Running => Ok(()),
             ToAgent::Release => self.end(),
-            other @ (ToAgent::Setup(_) | ToAgent::Restore { .. } | ToAgent::Commit | ToAgent::Thaw) => {
+            other @ (ToAgent::Setup(_) | ToAgent::Window { .. } | ToAgent::Restore { .. } | ToAgent::Commit | ToAgent::Thaw) => {
                 bail!("order {other:?} does not fit the phase {:?}", self.phase)
             }
         }
     }
 
-    fn restore(&mut self, images_dir: String, carried: Carried) -> Result<()> {
+    fn restore(&mut self, carried: Carried) -> Result<()> {
         family::reserve_numbers(&self.setup, carried.max_tid).context("cannot keep the guest's numbers free")?;
         self.unread = carried.unread;
         self.phase = Phase::Restoring;
-        self.order_parent(&ParentOrder::Restore { images_dir })
+        self.order_parent(&ParentOrder::Restore)
     }
 
     fn order_parent(&self, order: &ParentOrder) -> Result<()> {
@@ -280,10 +310,16 @@ impl Agent {
             Ok(news) => news,
             Err(_) => {
                 self.link = None;
-                return if self.phase == Phase::Restoring { self.failed("the restoring process ended unexpectedly") } else { Ok(()) };
+                return if matches!(self.phase, Phase::Waiting | Phase::Restoring) { self.failed("the restoring process ended unexpectedly") } else { Ok(()) };
             }
         };
         match news {
+            // What its memory costs is the guest's; and from outside it is found by this group.
+            ParentNews::Waiting { pid } => {
+                self.freezer.enter(pid)?;
+                self.ready()
+            }
+            ParentNews::Window(address) => self.tell(&FromAgent::Window { address }),
             ParentNews::Prepared => match self.settle() {
                 Ok(()) => self.tell(&FromAgent::Prepared),
                 Err(error) => self.order_parent(&ParentOrder::Veto(format!("{error:#}"))),
@@ -444,11 +480,13 @@ impl Agent {
 
     // --- the next hop --------------------------------------------------------------------------------------------------
 
-    fn dump(&mut self, images_dir: &str) -> Result<()> {
+    fn dump(&mut self, images_dir: &str, skeleton: Option<&SkeletonSpec>) -> Result<()> {
         if self.phase != Phase::Running || self.ended.is_some() || self.setup.pid == 0 {
             return self.tell(&FromAgent::DumpFailed { why: "the process has just ended".into() });
         }
-        let held = match hop::dump(&self.setup, &self.freezer, images_dir) {
+        let (control, postponed) = (&mut self.control, &mut self.postponed);
+        let mut beside = |moment| beside(control, postponed, moment);
+        let held = match hop::dump(&self.setup, &self.freezer, images_dir, skeleton, &mut beside) {
             Ok(held) => held,
             Err(error) => return self.tell(&FromAgent::DumpFailed { why: format!("{error:#}") }),
         };
@@ -486,6 +524,32 @@ impl Agent {
         self.phase = Phase::Running;
         Ok(())
     }
+}
+
+/// Tells mosixd how far the dump is, and hears whether it shall go on.
+fn beside(control: &mut UnixStream, postponed: &mut VecDeque<ToAgent>, moment: Moment) -> std::result::Result<(), String> {
+    let (step, waits) = match moment {
+        Moment::Before => (DumpStep::Before, true),
+        Moment::Stopped => (DumpStep::Stopped, false),
+        Moment::Held => (DumpStep::Held, true),
+    };
+    let gone = |error: ProtocolError| format!("mosixd has gone: {error}");
+    send(control, &FromAgent::Step(step)).map_err(gone)?;
+    while waits {
+        if postponed.len() >= MAX_POSTPONED {
+            return Err("mosixd sends orders while the guest is being dumped".into());
+        }
+        match receive(control).map_err(gone)? {
+            ToAgent::GoOn { veto: None } => break,
+            ToAgent::GoOn { veto: Some(why) } => return Err(why),
+            order @ (ToAgent::Kill | ToAgent::Abort) => {
+                postponed.push_back(order);
+                return Err("the guest is to end".into());
+            }
+            other => postponed.push_back(other),
+        }
+    }
+    Ok(())
 }
 
 fn has_unread(terminal: Option<&Terminal>, channels: &[Channel], id: u16) -> bool {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use mosix_criu::{Criu, Reply, RestoreRequest, Stage};
+use mosix_criu::{Criu, CriuError, Region, Reply, RestoreOptions, RestoreRequest, Stage, WaitingRestore};
 use mosix_guest::Setup;
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,6 +22,10 @@ const MAX_PACKET_BYTES: usize = 16 << 10;
 /// From the parent to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ParentNews {
+    /// CRIU, which has this pid here, waits for its memory.
+    Waiting { pid: i32 },
+    /// Answer to a window.
+    Window(Result<u64, String>),
     /// Everything is restored, nothing ran.
     Prepared,
     /// It runs.
@@ -35,7 +39,8 @@ pub(crate) enum ParentNews {
 /// From init to the parent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ParentOrder {
-    Restore { images_dir: String },
+    Window { start: u64, length_bytes: u64, no_reserve: bool },
+    Restore,
     Go,
     Veto(String),
 }
@@ -70,33 +75,59 @@ impl Link {
 }
 
 pub(crate) fn run(setup: &Setup, link: Link, ends: Ends) -> Result<()> {
-    let ParentOrder::Restore { images_dir } = link.receive()? else {
-        return Err(anyhow!("expected the order to restore"));
-    };
-    match restore(setup, &link, &ends, Path::new(&images_dir)) {
+    match bring_to_life(setup, &link, &ends) {
         Ok(()) => link.send(&ParentNews::Running)?,
-        Err(error) => return link.send(&ParentNews::Failed(error.to_string())),
+        Err(error) => return link.send(&ParentNews::Failed(format!("{error:#}"))),
     }
     drop(ends);
     // A guest whose parent at home is init becomes init's child here, too: when this process ends.
     if setup.ppid > 1 { relay_status(setup.pid, &link) } else { Ok(()) }
 }
 
-fn restore(setup: &Setup, link: &Link, ends: &Ends, images_dir: &Path) -> Result<(), mosix_criu::CriuError> {
+fn bring_to_life(setup: &Setup, link: &Link, ends: &Ends) -> Result<()> {
     let inherit: Vec<(String, BorrowedFd<'_>)> = ends.pipes.iter().map(|(key, fd)| (key.clone(), fd.as_fd())).collect();
     let request = RestoreRequest {
-        images_dir,
+        images_dir: Path::new(&setup.images_dir),
         inherit: &inherit,
         terminal: ends.terminal.as_ref().map(AsFd::as_fd),
         shell_job: setup.sid != setup.pid,
     };
     let deadline = Duration::from_millis(setup.criu_deadline_ms);
-    Criu::at(&setup.criu)
-        .restore(&request, deadline, &mut |stage| match stage {
-            Stage::PostRestore => ask(link),
-            _ => Reply::Continue,
-        })
-        .map(drop)
+    let criu = Criu::at(&setup.criu);
+    let mut on_stage = |stage| match stage {
+        Stage::PostRestore => ask(link),
+        _ => Reply::Continue,
+    };
+    let Some(kerndat) = &setup.premem else {
+        let ParentOrder::Restore = link.receive()? else { return Err(anyhow!("expected the order to restore")) };
+        criu.restore(&request, deadline, &mut on_stage)?;
+        return Ok(());
+    };
+    let options = RestoreOptions { kerndat: Some(Path::new(kerndat)), no_breakpoints: true, ..RestoreOptions::default() };
+    let waiting = criu.prepare_restore(&request, &options, deadline)?;
+    link.send(&ParentNews::Waiting { pid: waiting.pid() })?;
+    make_windows(setup, link, &waiting)?;
+    waiting.go(deadline, &mut on_stage)?;
+    Ok(())
+}
+
+/// Until the order to restore.
+fn make_windows(setup: &Setup, link: &Link, waiting: &WaitingRestore) -> Result<()> {
+    loop {
+        match link.receive()? {
+            ParentOrder::Restore => return Ok(()),
+            ParentOrder::Window { start, length_bytes, no_reserve } => {
+                let region = Region { pid: setup.pid, start, length_bytes, no_reserve, copy_only: false };
+                let address = match waiting.add_region(&region) {
+                    Ok(address) => Ok(address),
+                    Err(error @ CriuError::Refused { .. }) => Err(error.to_string()),
+                    Err(error) => return Err(error.into()),
+                };
+                link.send(&ParentNews::Window(address))?;
+            }
+            other => return Err(anyhow!("unexpected order {other:?}")),
+        }
+    }
 }
 
 /// The guest is complete and has not run: init (that is: home) decides.

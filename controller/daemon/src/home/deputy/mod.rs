@@ -17,11 +17,13 @@ use mosix_engine::commit::{Coordinator, Event as On, Stamp, State};
 use mosix_engine::eligible::Plan;
 use mosix_guest::{End, ToAgent};
 use mosix_policy::NodeId;
+use mosix_wire::control::Downtime;
 use tokio::sync::{Notify, mpsc};
 
 use super::link::{Link, LinkNews};
 use super::mailbox::Mailbox;
-use super::native::{Body, Sent};
+use super::native::Body;
+use crate::carry::send::Sent;
 use super::stdio::Stdio;
 use super::{Info, MoveOrder};
 use crate::node::Node;
@@ -37,7 +39,7 @@ pub(crate) enum Event {
     /// From the holder, or about the link to it.
     Link(Stamp, LinkNews),
     /// The home body was dumped and sent, or not.
-    Dumped(Stamp, Result<Sent, String>),
+    Dumped(Stamp, Box<Result<Sent, String>>),
     /// The home body is a stub now, or could not become one.
     Stubbed(Stamp, Result<(), String>),
     /// Home has input on this channel.
@@ -81,8 +83,17 @@ struct Run {
     /// Inputs that have something and whose reader has not asked yet.
     pending: BTreeSet<u16>,
     held_back: Vec<ToAgent>,
+    /// The source of a hop is about to stop the guest: what is sent to it would come too late.
+    holder_freezes: bool,
+    /// The target's copy was ready before the source had said that it had sent it all.
+    early_prepared: bool,
+    /// The target takes pages beforehand.
+    pages: bool,
     frozen_at: Option<Instant>,
-    image_bytes: u64,
+    downtime: Downtime,
+    prepare_ms: f64,
+    /// Follows the memory of the frozen body; see [`Sent`].
+    follower: Option<mosix_pages::Source>,
     /// How the guest ended.
     ended: Option<End>,
     over: bool,
@@ -117,8 +128,13 @@ pub(crate) async fn run(
         refused: false,
         pending: BTreeSet::new(),
         held_back: Vec::new(),
+        holder_freezes: false,
+        early_prepared: false,
+        pages: false,
         frozen_at: None,
-        image_bytes: 0,
+        downtime: Downtime::default(),
+        prepare_ms: 0.0,
+        follower: None,
         ended: None,
         over: false,
     };
@@ -148,7 +164,7 @@ impl Run {
             Event::Move(order) => self.begin(order).await,
             Event::Link(stamp, LinkNews::Message(message)) => self.message(stamp, message).await,
             Event::Link(stamp, LinkNews::Lost { why }) => self.link_lost(stamp, why).await,
-            Event::Dumped(stamp, result) => self.dumped(stamp, result).await,
+            Event::Dumped(stamp, result) => self.dumped(stamp, *result).await,
             Event::Stubbed(stamp, result) => self.stubbed(stamp, result).await,
             Event::InputReady(id) => {
                 self.pending.insert(id);
@@ -189,7 +205,11 @@ impl Run {
 
     /// To whoever has the guest; held back while it is frozen.
     async fn tell_guest(&mut self, message: ToAgent) {
-        let frozen = !matches!(self.machine.state(), State::Running | State::Done | State::Offered | State::Releasing);
+        let frozen = match self.machine.state() {
+            State::Running | State::Done | State::Offered | State::Releasing => false,
+            State::Accepted => self.holder_freezes,
+            _ => true,
+        };
         match &self.holder {
             Some(holder) if !frozen => holder.send(ToHolder::Agent(message)).await,
             _ => {
@@ -202,9 +222,10 @@ impl Run {
 
     async fn message(&mut self, stamp: Stamp, message: FromHolder) {
         match message {
-            FromHolder::Accepted { keys, record } => {
+            FromHolder::Accepted { keys, record, pages } => {
                 self.node.learn(record);
                 self.next_keys = keys;
+                self.pages = pages;
                 self.step(stamp, On::Accepted).await;
             }
             FromHolder::Refused { why, record } => {
@@ -212,16 +233,23 @@ impl Run {
                 self.refused = true;
                 self.step(stamp, On::Refused { why }).await;
             }
-            FromHolder::Prepared => self.step(stamp, On::Prepared).await,
+            FromHolder::Prepared => self.prepared(stamp).await,
             FromHolder::Done => self.step(stamp, On::Done).await,
             FromHolder::Failed { why } => self.step(stamp, On::Failed { why }).await,
             FromHolder::NeverRan { why } => self.step(stamp, On::NeverRan { why }).await,
             FromHolder::Unknown => self.step(stamp, On::Unknown).await,
             FromHolder::AbortAcked => self.step(stamp, On::AbortAcked).await,
-            FromHolder::Dumped { frozen_us, image_bytes } => {
-                self.frozen_at = Instant::now().checked_sub(Duration::from_micros(frozen_us));
-                self.image_bytes = image_bytes;
-                self.step(self.machine.stamp(), On::Dumped).await;
+            FromHolder::Freezing => {
+                self.holder_freezes = true;
+                if let Some(holder) = &self.holder {
+                    holder.send(ToHolder::Quiet).await;
+                }
+            }
+            FromHolder::Dumped { frozen_us, downtime, mut late } => {
+                late.append(&mut self.held_back);
+                self.held_back = late;
+                let since = Instant::now().checked_sub(Duration::from_micros(frozen_us)).unwrap_or_else(Instant::now);
+                self.sent(self.machine.stamp(), since, downtime).await;
             }
             FromHolder::DumpFailed { why } => self.step(self.machine.stamp(), On::DumpFailed { why }).await,
             FromHolder::Thawed => self.step(self.machine.stamp(), On::Thawed).await,

@@ -7,14 +7,15 @@ use mosix_deputy::StubEvent;
 use mosix_engine::commit::{Action, Event as On, Report, Stamp, State};
 use mosix_engine::eligible::ChannelKind;
 use mosix_guest::{ChannelSpec, Direction, ToAgent, TtySpec};
-use mosix_wire::control::Moved;
+use mosix_wire::control::{Downtime, Moved};
 use tokio::sync::Notify;
 
 use super::super::link::Link;
-use super::super::native::Sent;
 use super::super::stdio::{Stdio, TERMINAL};
 use super::super::{MoveOrder, Stay, plan_of, same_plan};
 use super::{Event, Run};
+use crate::carry::send::Sent;
+use crate::host::drop_later;
 use crate::protocol::{HOME_PATIENCE, Offer, Process, ToHolder};
 use crate::sys;
 
@@ -91,7 +92,8 @@ impl Run {
         let config = &self.node.config;
         let limit = match state {
             State::Offered => config.connect_timeout() * 2,
-            State::Accepted | State::Frozen | State::Prepared => config.move_timeout(),
+            State::Accepted => config.move_timeout() + config.copy_timeout(),
+            State::Frozen | State::Prepared => config.move_timeout(),
             State::Committed | State::InDoubt | State::Aborting | State::Thawing | State::Discarding => config.connect_timeout(),
             // Releasing is this daemon's own work, which reports its end by itself.
             State::Running | State::Releasing | State::Done | State::Lost | State::Ended => return,
@@ -213,11 +215,15 @@ impl Run {
     pub(super) async fn start_dump(&mut self) {
         let stamp = self.machine.stamp();
         let Some(target) = self.order.as_ref().map(|order| self.node.name_of(order.target)) else { return };
-        self.progress(format!("{target} is ready; freezing"));
+        self.progress(format!("{target} is ready; copying memory, then freezing"));
+        self.downtime = Downtime::default();
+        let prepare_ms = self.order.as_ref().map_or(0.0, |order| order.asked.elapsed().as_secs_f64() * 1000.0);
+        self.prepare_ms = prepare_ms;
+        (self.holder_freezes, self.early_prepared) = (false, false);
         if self.body.is_none() {
             // A hop: the present holder dumps and sends.
             if let Some(holder) = &self.holder {
-                holder.send(ToHolder::Dump { stamp, target }).await;
+                holder.send(ToHolder::Dump { stamp, target, pages: self.pages }).await;
             }
             return;
         }
@@ -233,23 +239,22 @@ impl Run {
         self.dumping = Some(give_up.clone());
         let dir = self.node.images_dir("home", stamp.group, stamp.epoch);
         let events = self.events.clone();
+        let pages = self.node.kerndat.clone().filter(|_| self.pages).map(|kerndat| self.node.config.moving.pages(kerndat));
         tokio::task::spawn_local(async move {
-            let result = body.dump(target, stamp, dir, &give_up).await.map_err(|error| format!("{error:#}"));
-            let _ = events.send(Event::Dumped(stamp, result)).await;
+            let result = body.send(target, stamp, dir, pages, &give_up).await.map_err(|error| format!("{error:#}"));
+            let _ = events.send(Event::Dumped(stamp, Box::new(result))).await;
         });
     }
 
     pub(super) async fn dumped(&mut self, stamp: Stamp, result: Result<Sent, String>) {
         self.dumping = None;
-        let event = match result {
-            Ok(sent) => {
-                self.frozen_at = Some(sent.since);
-                self.image_bytes = sent.image_bytes;
-                On::Dumped
+        match result {
+            Ok(Sent { since, record, follower }) => {
+                self.follower = follower;
+                self.sent(stamp, since, record).await;
             }
-            Err(why) => On::DumpFailed { why },
-        };
-        self.step(stamp, event).await;
+            Err(why) => self.step(stamp, On::DumpFailed { why }).await,
+        }
         // The move was given up meanwhile.
         if self.machine.state() == State::Thawing
             && let Some(thawed) = self.thaw().await
@@ -258,8 +263,28 @@ impl Run {
         }
     }
 
+    /// The body is frozen and has been sent.
+    pub(super) async fn sent(&mut self, stamp: Stamp, since: Instant, record: Downtime) {
+        self.frozen_at = Some(since);
+        self.downtime = Downtime { prepare_ms: self.prepare_ms, ..record };
+        self.step(stamp, On::Dumped).await;
+        if std::mem::take(&mut self.early_prepared) {
+            self.prepared(stamp).await;
+        }
+    }
+
+    /// The copy is complete. The target may say so before the source has tidied up behind its CRIU and says that it has sent everything.
+    pub(super) async fn prepared(&mut self, stamp: Stamp) {
+        if self.machine.state() == State::Accepted && self.machine.stamp() == stamp {
+            self.early_prepared = true;
+            return;
+        }
+        self.downtime.prepared_ms = self.frozen_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1000.0);
+        self.step(stamp, On::Prepared).await;
+    }
+
     pub(super) async fn dump_failed(&self, stamp: Stamp, why: String) {
-        let _ = self.events.send(Event::Dumped(stamp, Err(why))).await;
+        let _ = self.events.send(Event::Dumped(stamp, Box::new(Err(why)))).await;
     }
 
     /// The process counts as leaving from now on.
@@ -295,6 +320,7 @@ impl Run {
         if let Err(error) = body.thaw() {
             tracing::error!(pid = self.plan.pid, "the process could not be let go after a failed move: {error:#}");
         }
+        drop_later(self.follower.take());
         self.has_left(false);
         Some(On::Thawed)
     }
@@ -342,6 +368,7 @@ impl Run {
     pub(super) async fn stubbed(&mut self, stamp: Stamp, result: Result<(), String>) {
         match result {
             Ok(()) => {
+                drop_later(self.follower.take());
                 self.body = None;
                 self.info.borrow_mut().is_stub = true;
                 self.step(stamp, On::Released).await;
@@ -392,7 +419,8 @@ impl Run {
             to: self.node.name_of(order.target),
             total_ms: order.asked.elapsed().as_secs_f64() * 1000.0,
             freeze_ms,
-            image_bytes: self.image_bytes,
+            sent_bytes: self.downtime.page_bytes + self.downtime.image_bytes,
+            record: Downtime { freeze_ms, ..std::mem::take(&mut self.downtime) },
         };
         tracing::info!(pid = moved.pid, from = moved.from, to = moved.to, freeze_ms = moved.freeze_ms, total_ms = moved.total_ms, "moved");
         let _ = order.reply.send(Ok(moved));
