@@ -4,23 +4,33 @@
 //! that it inherits. CRIU calls back at defined points ([`Stage`]) and waits for the answer; that is how a move freezes
 //! its process while CRIU still holds it, and how a restored process waits for the commit.
 //!
-//! [`rpc`] holds the messages, `spawn` starts the worker (the only unsafe code), [`swrk`] speaks the protocol, and this file has the two requests that a
-//! move needs and their options. Every call takes a deadline; a failed one carries the reason from CRIU's own log.
+//! [`rpc`] holds the messages, `spawn` starts the worker, [`swrk`] speaks the protocol, and this file has the requests. `options` are the switches
+//! of our patches (see `patches/README.md`), [`Features`] says which a program has, [`WaitingRestore`] is a restore that is started before the
+//! images exist, [`images`] reads and writes them, [`kerndat`] keeps the cache of kernel features. Every call takes a deadline; a failed one
+//! carries the reason from CRIU's own log.
 //!
 //! Sources: criu.org/RPC, `images/rpc.proto` and `criu/cr-service.c` of CRIU 4.2.1.
 
+mod features;
 pub mod freezer;
+pub mod images;
+pub mod kerndat;
+mod options;
 pub mod rpc;
 mod spawn;
 pub mod swrk;
+mod waiting;
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+pub use features::Features;
+pub use options::{DumpOptions, MAX_TRUSTED_RANGES, RestoreOptions, Skeleton, TrustedRange, copy_smaps, write_trusted};
 pub use swrk::{CriuError, Reply, Stage};
 use swrk::{Worker, WorkerSetup};
+pub use waiting::{Region, WaitingRestore};
 
 /// A CRIU program that can be started.
 #[derive(Debug, Clone)]
@@ -93,12 +103,23 @@ impl Criu {
     /// # Errors
     /// CRIU's own words when this kernel lacks something it needs.
     pub fn check(&self) -> Result<(), CriuError> {
-        let output = Command::new(&self.path).arg("check").output().map_err(|source| self.unstartable(source))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&output.stderr);
-        Err(CriuError::Refused { what: "check", reason: swrk::first_error(&text) })
+        run_check(self, Command::new(&self.path).arg("check"))
+    }
+
+    /// Which of our patches the program has; remembered as long as the file stays the same.
+    ///
+    /// # Errors
+    /// As [`Self::version`].
+    pub fn features(&self) -> Result<Features, CriuError> {
+        features::of(&self.path)
+    }
+
+    /// Dumps a tree with its memory. See [`Self::dump_with`].
+    ///
+    /// # Errors
+    /// As [`Self::dump_with`].
+    pub fn dump(&self, request: &DumpRequest<'_>, deadline: Duration, on_stage: &mut dyn FnMut(Stage) -> Reply) -> Result<(), CriuError> {
+        self.dump_with(request, &DumpOptions::default(), deadline, on_stage)
     }
 
     /// Dumps a tree. `on_stage` is called at each of CRIU's stages and may veto; a veto before `post-dump` leaves the
@@ -106,19 +127,55 @@ impl Criu {
     ///
     /// # Errors
     /// On any error the processes have been let go by CRIU; they run unless the caller's freezer holds them.
-    pub fn dump(&self, request: &DumpRequest<'_>, deadline: Duration, on_stage: &mut dyn FnMut(Stage) -> Reply) -> Result<(), CriuError> {
+    pub fn dump_with(
+        &self,
+        request: &DumpRequest<'_>,
+        options: &DumpOptions<'_>,
+        deadline: Duration,
+        on_stage: &mut dyn FnMut(Stage) -> Reply,
+    ) -> Result<(), CriuError> {
         let log = "dump.log";
         let opts = rpc::CriuOpts {
             pid: Some(request.pid),
             leave_running: Some(true),
             external: request.external.to_vec(),
-            ..common_options(request.images_dir, request.shell_job, log)
+            ..options.complete(common_options(request.images_dir, request.shell_job, log))
         };
-        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None })?;
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None, env: &options.env() })?;
         worker
             .run(rpc::CriuReqType::Dump, opts, deadline, on_stage)
             .map(drop)
             .map_err(|error| error.explain("dump", &request.images_dir.join(log)))
+    }
+
+    /// Writes the memory of a running tree to `request.images_dir`, as the parent of a later dump. Needs a kernel with soft-dirty tracking.
+    ///
+    /// # Errors
+    /// The processes run on.
+    pub fn pre_dump(&self, request: &DumpRequest<'_>, parent: Option<&str>, deadline: Duration) -> Result<(), CriuError> {
+        let log = "pre-dump.log";
+        let opts = rpc::CriuOpts {
+            pid: Some(request.pid),
+            track_mem: Some(true),
+            parent_img: parent.map(str::to_owned),
+            ..common_options(request.images_dir, request.shell_job, log)
+        };
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None, env: &[] })?;
+        worker
+            .run(rpc::CriuReqType::SinglePreDump, opts, deadline, &mut |_| Reply::Continue)
+            .map(drop)
+            .map_err(|error| error.explain("pre-dump", &request.images_dir.join(log)))
+    }
+
+    /// Asks what this CRIU can do on this kernel: soft-dirty tracking, lazy pages, pidfds. The kernel is probed if there is no cache (35-50 ms).
+    ///
+    /// # Errors
+    /// The program cannot run.
+    pub fn kernel_features(&self, deadline: Duration) -> Result<rpc::CriuFeatures, CriuError> {
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None, env: &[] })?;
+        worker.ask_features(rpc::CriuFeatures { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) })?;
+        let response = worker.finish(std::time::Instant::now() + deadline, deadline, &mut |_| Reply::Continue)?;
+        response.features.ok_or_else(|| CriuError::Protocol("a feature check without features".into()))
     }
 
     /// Restores a tree as a child of the calling process. At [`Stage::PostRestore`] everything is restored and no instruction
@@ -133,22 +190,79 @@ impl Criu {
         deadline: Duration,
         on_stage: &mut dyn FnMut(Stage) -> Reply,
     ) -> Result<i32, CriuError> {
-        let log = "restore.log";
-        let raw: Vec<RawFd> = request.inherit.iter().map(|(_, fd)| std::os::fd::AsRawFd::as_raw_fd(fd)).collect();
-        let opts = rpc::CriuOpts {
-            rst_sibling: Some(true),
-            inherit_fd: request.inherit.iter().zip(&raw).map(|((key, _), fd)| rpc::InheritFd { key: key.clone(), fd: *fd }).collect(),
-            ..common_options(request.images_dir, request.shell_job, log)
-        };
-        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal })?;
+        self.restore_with(request, &RestoreOptions::default(), deadline, on_stage)
+    }
+
+    /// [`Self::restore`] with options.
+    ///
+    /// # Errors
+    /// No restored process is left.
+    pub fn restore_with(
+        &self,
+        request: &RestoreRequest<'_>,
+        options: &RestoreOptions<'_>,
+        deadline: Duration,
+        on_stage: &mut dyn FnMut(Stage) -> Reply,
+    ) -> Result<i32, CriuError> {
+        let raw = raw_fds(request);
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal, env: &options.env() })?;
         let response = worker
-            .run(rpc::CriuReqType::Restore, opts, deadline, on_stage)
-            .map_err(|error| error.explain("restore", &request.images_dir.join(log)))?;
-        response.restore.map(|restored| restored.pid).ok_or_else(|| CriuError::Protocol("restore succeeded without a pid".into()))
+            .run(rpc::CriuReqType::Restore, restore_options(request, options), deadline, on_stage)
+            .map_err(|error| error.explain("restore", &request.images_dir.join(RESTORE_LOG)))?;
+        waiting::restored_pid(&response)
+    }
+
+    /// Starts a restore that waits for its memory; `request.images_dir` must exist and may be empty until [`WaitingRestore::go`].
+    /// Needs [`Features::premem`]. `deadline` is for the start and for each order.
+    ///
+    /// # Errors
+    /// Nothing is left. A CRIU without the patch fails for want of images.
+    pub fn prepare_restore(
+        &self,
+        request: &RestoreRequest<'_>,
+        options: &RestoreOptions<'_>,
+        deadline: Duration,
+    ) -> Result<WaitingRestore, CriuError> {
+        let (ours, theirs) = waiting::order_socket().map_err(|errno| self.unstartable(errno.into()))?;
+        let mut raw = raw_fds(request);
+        raw.push(theirs.as_raw_fd());
+        let mut env = options.env();
+        env.push(("CRIU_PREMEM", theirs.as_raw_fd().to_string().into()));
+        let worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal, env: &env })?;
+        // Only the worker holds the other end now: its death is seen.
+        drop(theirs);
+        worker.ask(rpc::CriuReqType::Restore, restore_options(request, options))?;
+        WaitingRestore::begin(worker, ours, request.images_dir.join(RESTORE_LOG), deadline)
     }
 
     fn unstartable(&self, source: std::io::Error) -> CriuError {
         CriuError::Start { program: self.path.clone(), source }
+    }
+}
+
+/// Runs a form of `criu check`.
+fn run_check(criu: &Criu, command: &mut Command) -> Result<(), CriuError> {
+    let output = command.output().map_err(|source| criu.unstartable(source))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(CriuError::Refused { what: "check", reason: swrk::first_error(&text) })
+}
+
+const RESTORE_LOG: &str = "restore.log";
+
+fn raw_fds(request: &RestoreRequest<'_>) -> Vec<RawFd> {
+    request.inherit.iter().map(|(_, fd)| fd.as_raw_fd()).collect()
+}
+
+fn restore_options(request: &RestoreRequest<'_>, options: &RestoreOptions<'_>) -> rpc::CriuOpts {
+    let inherit = request.inherit.iter().map(|(key, fd)| rpc::InheritFd { key: key.clone(), fd: fd.as_raw_fd() });
+    rpc::CriuOpts {
+        rst_sibling: Some(true),
+        inherit_fd: inherit.collect(),
+        lazy_pages: options.lazy_pages.then_some(true),
+        ..common_options(request.images_dir, request.shell_job, RESTORE_LOG)
     }
 }
 

@@ -13,8 +13,14 @@ pub enum CriuReqType {
     Restore = 2,
     /// Check the kernel.
     Check = 3,
+    /// Checkpoint memory only; the tree runs on.
+    SinglePreDump = 13,
+    /// Receive pages, in a process that serves one dump.
+    PageServer = 5,
     /// A notification or the answer to one.
     Notify = 6,
+    /// Ask what CRIU and the kernel can do.
+    FeatureCheck = 9,
     /// Ask for the version.
     Version = 10,
 }
@@ -50,6 +56,48 @@ pub struct InheritFd {
     pub fd: i32,
 }
 
+/// Where a page server listens, or listens now.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CriuPageServerInfo {
+    /// Address.
+    #[prost(string, optional, tag = "1")]
+    pub address: Option<String>,
+    /// Port.
+    #[prost(int32, optional, tag = "2")]
+    pub port: Option<i32>,
+    /// Pid of the server.
+    #[prost(int32, optional, tag = "3")]
+    pub pid: Option<i32>,
+}
+
+/// What to look for in a feature check, and what was found.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct CriuFeatures {
+    /// Soft-dirty page tracking.
+    #[prost(bool, optional, tag = "1")]
+    pub mem_track: Option<bool>,
+    /// userfaultfd as lazy pages need it.
+    #[prost(bool, optional, tag = "2")]
+    pub lazy_pages: Option<bool>,
+    /// Pidfds.
+    #[prost(bool, optional, tag = "3")]
+    pub pidfd_store: Option<bool>,
+}
+
+/// A release.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CriuVersion {
+    /// First number.
+    #[prost(int32, required, tag = "1")]
+    pub major_number: i32,
+    /// Second number.
+    #[prost(int32, required, tag = "2")]
+    pub minor_number: i32,
+    /// Third number.
+    #[prost(int32, optional, tag = "4")]
+    pub sublevel: Option<i32>,
+}
+
 /// Options of a request.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CriuOpts {
@@ -62,6 +110,9 @@ pub struct CriuOpts {
     /// Leave the tree running after the dump.
     #[prost(bool, optional, tag = "3")]
     pub leave_running: Option<bool>,
+    /// Established TCP connections.
+    #[prost(bool, optional, tag = "5")]
+    pub tcp_established: Option<bool>,
     /// Session leader outside of the tree.
     #[prost(bool, optional, tag = "7")]
     pub shell_job: Option<bool>,
@@ -71,9 +122,21 @@ pub struct CriuOpts {
     /// File name in the image folder.
     #[prost(string, optional, tag = "10")]
     pub log_file: Option<String>,
+    /// File locks held inside the tree.
+    #[prost(bool, optional, tag = "8")]
+    pub file_locks: Option<bool>,
+    /// Where to send pages, or to listen for them.
+    #[prost(message, optional, tag = "11")]
+    pub ps: Option<CriuPageServerInfo>,
     /// Send notifications.
     #[prost(bool, optional, tag = "12")]
     pub notify_scripts: Option<bool>,
+    /// Folder of the parent images, relative to the image folder.
+    #[prost(string, optional, tag = "14")]
+    pub parent_img: Option<String>,
+    /// Pages that did not change since the parent images are left out.
+    #[prost(bool, optional, tag = "15")]
+    pub track_mem: Option<bool>,
     /// The restored root becomes a sibling of the worker.
     #[prost(bool, optional, tag = "26")]
     pub rst_sibling: Option<bool>,
@@ -83,12 +146,18 @@ pub struct CriuOpts {
     /// See [`CriuCgMode`].
     #[prost(enumeration = "CriuCgMode", optional, tag = "34")]
     pub manage_cgroups_mode: Option<i32>,
+    /// Largest deleted file that is carried along, in bytes.
+    #[prost(uint32, optional, tag = "35")]
+    pub ghost_limit: Option<u32>,
     /// External resources.
     #[prost(string, repeated, tag = "37")]
     pub external: Vec<String>,
     /// Seconds that CRIU gives itself to stop the tree.
     #[prost(uint32, optional, tag = "45")]
     pub timeout: Option<u32>,
+    /// Leave pages to a server of ours that listens in the image folder.
+    #[prost(bool, optional, tag = "48")]
+    pub lazy_pages: Option<bool>,
     /// See [`CriuNetworkLockMethod`].
     #[prost(enumeration = "CriuNetworkLockMethod", optional, tag = "64")]
     pub network_lock: Option<i32>,
@@ -98,6 +167,9 @@ pub struct CriuOpts {
     /// Image folder, used if `images_dir_fd` is -1.
     #[prost(string, optional, tag = "68")]
     pub images_dir: Option<String>,
+    /// As for other users than root: among other things, the cache of kernel features lies in `$XDG_RUNTIME_DIR`.
+    #[prost(bool, optional, tag = "67")]
+    pub unprivileged: Option<bool>,
 }
 
 /// From the client.
@@ -112,6 +184,9 @@ pub struct CriuReq {
     /// Answer to a notification.
     #[prost(bool, optional, tag = "3")]
     pub notify_success: Option<bool>,
+    /// For a feature check.
+    #[prost(message, optional, tag = "5")]
+    pub features: Option<CriuFeatures>,
 }
 
 /// Result of a restore.
@@ -148,10 +223,19 @@ pub struct CriuResp {
     /// Of a notification.
     #[prost(message, optional, tag = "5")]
     pub notify: Option<CriuNotify>,
+    /// Of a page server.
+    #[prost(message, optional, tag = "6")]
+    pub ps: Option<CriuPageServerInfo>,
     /// errno of the failure.
     #[prost(int32, optional, tag = "7")]
     pub cr_errno: Option<i32>,
     /// First error of the log (often a harmless one).
     #[prost(string, optional, tag = "9")]
     pub cr_errmsg: Option<String>,
+    /// Of a feature check.
+    #[prost(message, optional, tag = "8")]
+    pub features: Option<CriuFeatures>,
+    /// Of a version request.
+    #[prost(message, optional, tag = "10")]
+    pub version: Option<CriuVersion>,
 }

@@ -1,5 +1,6 @@
 //! The worker protocol: one request, notifications to answer, one response.
 
+use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,18 @@ use prost::Message;
 
 use crate::rpc;
 use crate::spawn;
+
+/// Switches that a worker must not inherit from our own environment.
+const SWITCHES: [&str; 8] = [
+    "CRIU_SKELETON",
+    "CRIU_SKELETON_TRUST",
+    "CRIU_SMAPS",
+    "CRIU_PREMEM",
+    "CRIU_KERNDAT",
+    "CRIU_NO_BREAKPOINTS",
+    "CRIU_FAULT",
+    "CRIU_CONFIG_FILE",
+];
 
 /// CRIU's largest message; responses are far smaller.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
@@ -114,9 +127,12 @@ pub(crate) struct WorkerSetup<'a> {
     pub(crate) program: &'a Path,
     pub(crate) inherit: &'a [RawFd],
     pub(crate) stdin: Option<BorrowedFd<'a>>,
+    /// Switches of our patches: one worker serves one request, so they are its environment.
+    pub(crate) env: &'a [(&'static str, OsString)],
 }
 
 /// A running `criu swrk`; killed and reaped when dropped.
+#[derive(Debug)]
 pub(crate) struct Worker {
     socket: OwnedFd,
     child: Child,
@@ -134,6 +150,10 @@ impl Worker {
             None => Stdio::null(),
         });
         command.stdout(Stdio::null()).stderr(Stdio::null());
+        for name in SWITCHES {
+            command.env_remove(name);
+        }
+        command.envs(setup.env.iter().map(|(name, value)| (name, value)));
         let mut fds = setup.inherit.to_vec();
         fds.push(theirs.as_raw_fd());
         spawn::inherit(&mut command, fds);
@@ -149,7 +169,32 @@ impl Worker {
         on_stage: &mut dyn FnMut(Stage) -> Reply,
     ) -> Result<rpc::CriuResp, CriuError> {
         let deadline = Instant::now() + limit;
-        self.send(&rpc::CriuReq { r#type: kind as i32, opts: Some(opts), notify_success: None })?;
+        self.ask(kind, opts)?;
+        self.finish(deadline, limit, on_stage)
+    }
+
+    /// Sends the request.
+    pub(crate) fn ask(&self, kind: rpc::CriuReqType, opts: rpc::CriuOpts) -> Result<(), CriuError> {
+        self.send(&rpc::CriuReq { r#type: kind as i32, opts: Some(opts), notify_success: None, features: None })
+    }
+
+    /// Asks what CRIU and the kernel can do.
+    pub(crate) fn ask_features(&self, features: rpc::CriuFeatures) -> Result<(), CriuError> {
+        self.send(&rpc::CriuReq {
+            r#type: rpc::CriuReqType::FeatureCheck as i32,
+            opts: None,
+            notify_success: None,
+            features: Some(features),
+        })
+    }
+
+    /// Answers notifications until the response comes.
+    pub(crate) fn finish(
+        &mut self,
+        deadline: Instant,
+        limit: Duration,
+        on_stage: &mut dyn FnMut(Stage) -> Reply,
+    ) -> Result<rpc::CriuResp, CriuError> {
         let mut veto = None;
         loop {
             let response = self.receive(deadline, limit)?;
@@ -162,7 +207,12 @@ impl Worker {
                         false
                     }
                 };
-                self.send(&rpc::CriuReq { r#type: rpc::CriuReqType::Notify as i32, opts: None, notify_success: Some(go_on) })?;
+                self.send(&rpc::CriuReq {
+                    r#type: rpc::CriuReqType::Notify as i32,
+                    opts: None,
+                    notify_success: Some(go_on),
+                    features: None,
+                })?;
                 continue;
             }
             return match (response.success, veto) {
@@ -261,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_dies_at_once_is_an_error() {
-        let mut worker = Worker::start(&WorkerSetup { program: Path::new("/bin/true"), inherit: &[], stdin: None }).unwrap();
+        let mut worker = Worker::start(&WorkerSetup { program: Path::new("/bin/true"), inherit: &[], stdin: None, env: &[] }).unwrap();
         let error =
             worker.run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), Duration::from_secs(5), &mut |_| Reply::Continue).unwrap_err();
         assert!(matches!(error, CriuError::Lost(_)), "{error}");
@@ -275,7 +325,7 @@ mod tests {
         std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
         std::fs::set_permissions(script.path(), permissions).unwrap();
         let path = script.into_temp_path();
-        let mut worker = Worker::start(&WorkerSetup { program: &path, inherit: &[], stdin: None }).unwrap();
+        let mut worker = Worker::start(&WorkerSetup { program: &path, inherit: &[], stdin: None, env: &[] }).unwrap();
         let error = worker
             .run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), Duration::from_millis(50), &mut |_| Reply::Continue)
             .unwrap_err();

@@ -1,16 +1,20 @@
-//! CRIU, which freezes and restores processes: the system's own if it works here, else a build from source.
+//! CRIU, which freezes and restores processes: one with our patches if it can be built, and a plain one.
 //!
-//! Old releases fail on new kernels (Debian 12's 3.17 does), so "works" means: new enough, and `criu check` passes on the
-//! running kernel. The source is the original tarball of a newer Debian suite (see [`super::criu_source`]), pinned by hash.
-//! Either way `.tools/bin/criu` is a link to the result.
+//! `.tools/bin/criu` is the patched one (see [`super::criu_build`] and `migrate/criu/patches`), `.tools/bin/criu-plain` the system's own if
+//! that works here, else a build of the same source without the patches. Old releases fail on new kernels (Debian 12's 3.17 does), so
+//! "works" means: new enough, and `criu check` passes on the running kernel. If nothing can be built but the system's CRIU works, both names
+//! lead to it and the reason is kept in `.tools/criu-unpatched`, so that it is not tried again until something changes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
-use super::criu_source::{self, Source};
+use super::criu_build;
+use super::criu_source;
+use super::marker::hex;
 use super::packages;
 use super::{State, Step};
 use crate::steplog::{StepLog, output_of};
@@ -19,28 +23,8 @@ use crate::workspace::{Workspace, find_program};
 /// Oldest release that this project was tried with.
 const OLDEST: [u32; 3] = [4, 1, 1];
 
-/// What `make criu` needs; measured by watching which programs and libraries a build uses.
-const BUILD_PACKAGES: &[&str] = &[
-    "gcc",
-    "libbsd-dev",
-    "libc6-dev",
-    "libcap-dev",
-    "libnet1-dev",
-    "libnftables-dev",
-    "libnl-3-dev",
-    "libprotobuf-c-dev",
-    "libprotobuf-dev",
-    "make",
-    "pkgconf",
-    "protobuf-c-compiler",
-    "protobuf-compiler",
-    "tar",
-    "uuid-dev",
-    "xz-utils",
-];
-
-/// TLS between nodes is the daemon's duty, so CRIU is built without its own: one library less for each start of it.
-const MAKE_ARGS: &[&str] = &["criu", "NO_GNUTLS=1"];
+/// Why there is no patched build, and the recipe that was tried.
+const UNPATCHED: &str = "criu-unpatched";
 
 /// The step.
 pub(super) struct Criu;
@@ -55,7 +39,7 @@ impl Step for Criu {
     }
 
     fn plan(&self) -> String {
-        "taking the system's, or building it from source (about a minute)".into()
+        "building it from source, with our patches and if needed without (a minute or two)".into()
     }
 
     fn advice(&self) -> String {
@@ -69,27 +53,62 @@ impl Step for Criu {
     }
 
     fn recipe(&self) -> String {
-        format!("{:?} {MAKE_ARGS:?} {BUILD_PACKAGES:?} {OLDEST:?}", criu_source::PINNED)
+        format!("{} {OLDEST:?}", criu_build::recipe())
     }
 
     fn check(&self, workspace: &Workspace) -> Result<State> {
-        let link = workspace.tools_bin().join("criu");
-        if fs::symlink_metadata(&link).is_err() {
+        let (patched, plain) = (workspace.tools_bin().join("criu"), workspace.tools_bin().join("criu-plain"));
+        if fs::symlink_metadata(&patched).is_err() || fs::symlink_metadata(&plain).is_err() {
             return Ok(State::Missing("not set up yet".into()));
         }
-        Ok(match works(workspace, &link) {
-            Ok(version) => State::Ready(format!("{version} passes `criu check`")),
-            Err(why) => State::Missing(format!("{why:#}")),
+        let (version, plain) = match (works(workspace, &patched), works(workspace, &plain)) {
+            (Ok(version), Ok(plain)) => (version, plain),
+            (Err(why), _) | (_, Err(why)) => return Ok(State::Missing(format!("{why:#}"))),
+        };
+        if criu_build::is_current(workspace, &patched) {
+            return Ok(State::Ready(format!(
+                "{version} with {} patches, and {plain} without; both pass `criu check`",
+                criu_build::PATCHES.len()
+            )));
+        }
+        Ok(match unpatched_reason(workspace, &self.recipe()) {
+            Some(reason) => State::Ready(format!("{version} passes `criu check`; without our patches moves are slower ({reason})")),
+            None => State::Missing("the build with our patches is absent or old".into()),
         })
     }
 
     fn install(&self, workspace: &Workspace, log: &mut StepLog) -> Result<()> {
-        let program = match system_criu(workspace, log)? {
-            Some(program) => program,
-            None => build(workspace, log)?,
+        let system = system_criu(workspace, log)?;
+        let _ = fs::remove_file(workspace.tools().join(UNPATCHED));
+        let (built, plain) = match criu_build::build(workspace, log, system.is_none()) {
+            Ok(built) => (built.patched, built.plain.or(system)),
+            Err(error) => (Err(error), system),
         };
-        link(&workspace.tools_bin().join("criu"), &program)
+        let (patched, plain) = match (built, plain) {
+            (Ok(patched), Some(plain)) => (patched, plain),
+            (Err(error), None) => return Err(error),
+            (Ok(_), None) => bail!("there is no plain CRIU"),
+            (Err(error), Some(plain)) => {
+                log.note(&format!("no build with our patches: {error:#}"))?;
+                let text = format!("{}\n{error:#}\n", hash(&self.recipe()));
+                fs::write(workspace.tools().join(UNPATCHED), text).context("cannot write the reason down")?;
+                (plain.clone(), plain)
+            }
+        };
+        link(&workspace.tools_bin().join("criu"), &patched)?;
+        link(&workspace.tools_bin().join("criu-plain"), &plain)
     }
+}
+
+fn hash(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+/// The first line of the reason why this recipe could not be built, if that was tried.
+fn unpatched_reason(workspace: &Workspace, recipe: &str) -> Option<String> {
+    let text = fs::read_to_string(workspace.tools().join(UNPATCHED)).ok()?;
+    let (tried, reason) = text.split_once('\n')?;
+    (tried == hash(recipe)).then(|| reason.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The version of the CRIU at `program`, if it can be used on the running kernel.
@@ -129,37 +148,6 @@ fn offered(workspace: &Workspace) -> Option<[u32; 3]> {
     let policy = output_of(workspace.command("apt-cache").env("LC_ALL", "C").args(["policy", "criu"])).ok()?;
     let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?;
     parse_version(candidate.trim())
-}
-
-fn build(workspace: &Workspace, log: &mut StepLog) -> Result<PathBuf> {
-    packages::install(workspace, log, BUILD_PACKAGES)?;
-    let Source { version, tarball } = criu_source::fetch(workspace, log)?;
-
-    let sources = workspace.tools().join("src");
-    let _ = fs::remove_dir_all(&sources);
-    fs::create_dir_all(&sources).with_context(|| format!("cannot make the folder {}", sources.display()))?;
-    log.run(workspace.command("tar").arg("--extract").arg("--file").arg(&tarball).arg("--directory").arg(&sources))?;
-
-    let tree = sources.join(format!("criu-{version}"));
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    // Not the MAKEFLAGS of a `make` around cargo.
-    let mut make = workspace.command("make");
-    make.env_remove("MAKEFLAGS").arg("-C").arg(&tree).arg(format!("-j{jobs}")).args(MAKE_ARGS);
-    log.run(&mut make)?;
-
-    let program = workspace.tools().join(format!("criu-{version}/sbin/criu"));
-    install_program(&tree.join("criu/criu"), &program)?;
-    fs::remove_dir_all(&sources).with_context(|| format!("cannot remove {}", sources.display()))?;
-    Ok(program)
-}
-
-/// Copies beside and renames, so that a CRIU in use is replaced whole.
-fn install_program(from: &Path, to: &Path) -> Result<()> {
-    let dir = to.parent().context("the program's path has no folder")?;
-    fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
-    let fresh = to.with_extension("new");
-    fs::copy(from, &fresh).with_context(|| format!("cannot copy {} to {}", from.display(), fresh.display()))?;
-    fs::rename(&fresh, to).with_context(|| format!("cannot rename {} to {}", fresh.display(), to.display()))
 }
 
 /// Makes `link` point to `program`; relative if both are in the tools folder, so that the project can be moved.
@@ -215,11 +203,23 @@ mod tests {
         let program = dir.path().join("a/.tools/criu-9/sbin/criu");
         let made = dir.path().join("made");
         fs::write(&made, "program").unwrap();
-        install_program(&made, &program).unwrap();
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        fs::copy(&made, &program).unwrap();
         link(&bin.join("criu"), &program).unwrap();
         link(&bin.join("criu"), &program).unwrap();
         fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("b/.tools/bin/criu")).unwrap(), "program");
+    }
+
+    #[test]
+    fn a_failed_build_is_not_tried_again_with_the_same_recipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = Workspace::at(dir.path());
+        fs::create_dir_all(workspace.tools()).unwrap();
+        assert_eq!(unpatched_reason(&workspace, "recipe"), None);
+        fs::write(workspace.tools().join(UNPATCHED), format!("{}\nno compiler\nmore\n", hash("recipe"))).unwrap();
+        assert_eq!(unpatched_reason(&workspace, "recipe").as_deref(), Some("no compiler"));
+        assert_eq!(unpatched_reason(&workspace, "another recipe"), None);
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn fingerprint(workspace: &Workspace, recipes: &str) -> String {
     text += &fs::read_to_string(KERNEL_RELEASE).unwrap_or_default();
     text += &fs::read_to_string(workspace.root().join("rust-toolchain.toml")).unwrap_or_default();
     describe(&mut text, Path::new(PACKAGE_DATABASE));
-    for tool in ["cargo-nextest", "bpf-linker", "criu"] {
+    for tool in ["cargo-nextest", "bpf-linker", "criu", "criu-plain"] {
         describe(&mut text, &workspace.tools_bin().join(tool));
     }
     hex(&Sha256::digest(text.as_bytes()))

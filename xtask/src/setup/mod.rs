@@ -7,6 +7,7 @@
 
 mod bpf_linker;
 mod criu;
+mod criu_build;
 mod criu_source;
 mod marker;
 mod nextest;
