@@ -91,16 +91,17 @@ impl<T: Copy + Eq> RangeMap<T> {
         }
         self.remove(range);
         let mut merged = range;
-        if let Some((start, (end, before))) = self.entries.range(..range.start).next_back() {
-            if *end == range.start && *before == value {
-                merged.start = *start;
-            }
+        if let Some((start, (end, before))) = self.entries.range(..range.start).next_back()
+            && *end == range.start
+            && *before == value
+        {
+            merged.start = *start;
         }
-        if let Some((end, behind)) = self.entries.get(&range.end).copied() {
-            if behind == value {
-                merged.end = end;
-                self.entries.remove(&range.end);
-            }
+        if let Some((end, behind)) = self.entries.get(&range.end).copied()
+            && behind == value
+        {
+            merged.end = end;
+            self.entries.remove(&range.end);
         }
         self.entries.insert(merged.start, (merged.end, value));
     }
@@ -111,13 +112,13 @@ impl<T: Copy + Eq> RangeMap<T> {
             return;
         }
         let first = self.entries.range(..range.start).next_back().map(|(start, (end, value))| (*start, *end, *value));
-        if let Some((start, end, value)) = first {
-            if end > range.start {
-                self.entries.insert(start, (range.start, value));
-                if end > range.end {
-                    self.entries.insert(range.end, (end, value));
-                    return;
-                }
+        if let Some((start, end, value)) = first
+            && end > range.start
+        {
+            self.entries.insert(start, (range.start, value));
+            if end > range.end {
+                self.entries.insert(range.end, (end, value));
+                return;
             }
         }
         while let Some((start, (end, value))) = self.entries.range(range.start..range.end).next().map(|(s, e)| (*s, *e)) {
@@ -257,7 +258,9 @@ mod tests {
     #[test]
     fn only_sane_numbers_become_ranges() {
         assert!(Range::checked(0x1000, 0x3000).is_some());
-        for (start, end) in [(0x1001, 0x3000), (0x1000, 0x3001), (0x3000, 0x3000), (0x3000, 0x1000), (0, u64::MAX), (0, ADDRESS_END + PAGE_BYTES)] {
+        for (start, end) in
+            [(0x1001, 0x3000), (0x1000, 0x3001), (0x3000, 0x3000), (0x3000, 0x1000), (0, u64::MAX), (0, ADDRESS_END + PAGE_BYTES)]
+        {
             assert!(Range::checked(start, end).is_none());
         }
     }

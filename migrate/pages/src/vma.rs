@@ -105,7 +105,6 @@ impl Vma {
         }
         match (self.name.as_str(), self.read) {
             ("[vdso]", _) => Class::Vdso,
-            (name, _) if name.starts_with("/anon_hugepage") || name.starts_with("/dev/zero") || name.starts_with("[aio]") => Class::NotOurs,
             (_, false) => Class::Unreadable,
             _ if self.is_anonymous() && !flags.grows_down && !flags.locked => Class::Anonymous,
             _ => Class::Private,
@@ -113,7 +112,7 @@ impl Vma {
     }
 
     fn is_shared_memory(&self) -> bool {
-        let names = ["/dev/zero (deleted)", "/memfd:", "/SYSV", "/dev/shm/"];
+        let names = ["/dev/zero (deleted)", "[anon_shmem:", "/memfd:", "/SYSV", "/dev/shm/"];
         self.inode != 0 && names.iter().any(|name| self.name.starts_with(name))
     }
 }
@@ -181,7 +180,18 @@ fn parse_line(line: &str) -> Option<Vma> {
     let (offset, device) = (hex(words.next()?)?, words.next()?.to_owned());
     let inode = words.next()?.parse().ok()?;
     let name = words.next().unwrap_or_default().trim_start().to_owned();
-    Some(Vma { range, read: read == b'r', write: write == b'w', exec: exec == b'x', shared: shared == b's', offset, device, inode, name, flags: None })
+    Some(Vma {
+        range,
+        read: read == b'r',
+        write: write == b'w',
+        exec: exec == b'x',
+        shared: shared == b's',
+        offset,
+        device,
+        inode,
+        name,
+        flags: None,
+    })
 }
 
 #[cfg(test)]
@@ -227,7 +237,9 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         let mut vmas = parse(grown.as_bytes()).unwrap();
         assert!(with_known_flags(&mut vmas, &known));
         assert!(vmas.iter().all(|vma| vma.flags.unwrap().no_reserve));
-        for unknown in ["02000000-02200000 rw-p 0 00:00 0 \n", "01000000-7f0000400000 rw-p 0 00:00 0 \n", "01000000-01100000 rw-p 0 08:01 9 /x\n"] {
+        for unknown in
+            ["02000000-02200000 rw-p 0 00:00 0 \n", "01000000-7f0000400000 rw-p 0 00:00 0 \n", "01000000-01100000 rw-p 0 08:01 9 /x\n"]
+        {
             let mut vmas = parse(unknown.as_bytes()).unwrap();
             assert!(!with_known_flags(&mut vmas, &known), "{unknown}");
         }
