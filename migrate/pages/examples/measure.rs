@@ -1,6 +1,6 @@
 //! Measures what following a program costs: scans, copying, the program's slow-down, bytes sent for bytes written.
 //!
-//! `cargo build --release -p mosix-pages --bins --examples && target/release/examples/measure [MIB] [RUNS]`
+//! `cargo build --release -p mosix-pages --bins --examples && target/release/examples/measure [MIB] [RUNS] [scan|copy|writer]`
 //!
 //! Each figure is "min / median / max" of RUNS runs. Memory goes to a sink in this process, which puts it into its own store (a tmpfs)
 //! or throws it away.
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use mosix_pages::track::is_supported;
 use mosix_pages::window::Window;
+use mosix_pages::wire::codec::Codec;
 use mosix_pages::{Limits, Options, Outlet, OutletOptions, Place, Room, Sink, Source, TrackKind};
 
 struct Writer {
@@ -86,7 +87,7 @@ fn spread(name: &str, unit: &str, mut values: Vec<f64>) {
 }
 
 fn away() -> Outlet<io::Sink> {
-    Outlet::new(vec![io::sink()], &OutletOptions { codec: Some(mosix_pages::wire::codec::Codec::Plain), ..OutletOptions::default() }).unwrap()
+    Outlet::new(vec![io::sink()], &OutletOptions { codec: Some(Codec::Plain), ..OutletOptions::default() }).unwrap()
 }
 
 fn source(writer: &Writer, kind: TrackKind) -> Source {
@@ -129,8 +130,8 @@ fn scans(mib: usize, runs: usize, kind: TrackKind, thp: bool) {
 }
 
 /// All of it to a store over sockets.
-fn throughput(mib: usize, runs: usize, streams: usize) {
-    let mut rates = Vec::new();
+fn throughput(mib: usize, runs: usize, streams: usize, codec: Option<Codec>) {
+    let (mut rates, mut packed) = (Vec::new(), 0);
     for _ in 0..runs {
         let writer = Writer::start(mib, 1, false);
         let mut source = source(&writer, TrackKind::WriteProtect);
@@ -138,14 +139,16 @@ fn throughput(mib: usize, runs: usize, streams: usize) {
         let sink = Sink::new(Box::new(Stores), Limits::default());
         std::thread::scope(|scope| {
             far.into_iter().for_each(|link| drop(scope.spawn(|| sink.run(BufReader::with_capacity(1 << 18, link)).unwrap())));
-            let mut out = Outlet::new(near, &OutletOptions::default()).unwrap();
+            let mut out = Outlet::new(near, &OutletOptions { codec, ..OutletOptions::default() }).unwrap();
             let started = Instant::now();
             let figures = source.round(&mut out).unwrap();
             source.end(&mut out).unwrap();
             rates.push(figures.changed_bytes as f64 / started.elapsed().as_secs_f64() / 1e9);
+            packed = figures.sent.lz4_frames + figures.sent.zstd_frames;
         });
     }
-    spread(&format!("first round to a store, {streams} stream(s), adaptive"), "GB/s", rates);
+    let codec = codec.map_or("adaptive".to_owned(), |codec| format!("{codec:?}"));
+    spread(&format!("first round to a store, {streams} stream(s), {codec} ({packed} frames packed)"), "GB/s", rates);
 }
 
 /// A writer as fast as memory, alone and followed by rounds that each start 100 ms after the last one's end; paired.
@@ -196,8 +199,13 @@ fn sent_for_written(mib: usize, runs: usize, pages_per_s: u64, thp: bool) {
 fn main() {
     let number = |at: usize, default: usize| std::env::args().nth(at).and_then(|word| word.parse().ok()).unwrap_or(default);
     let (mib, runs) = (number(1, 1024), number(2, 5));
+    let part = std::env::args().nth(3).unwrap_or_default();
+    let wanted = |name: &str| part.is_empty() || part == name;
     println!("{mib} MiB, {runs} runs: min / median / max");
     for kind in [TrackKind::WriteProtect, TrackKind::SoftDirty, TrackKind::Content] {
+        if !wanted("scan") {
+            break;
+        }
         if is_supported(kind) {
             scans(mib, runs, kind, false);
             scans(mib, runs, kind, true);
@@ -205,9 +213,11 @@ fn main() {
             println!("skipped: this kernel has no {kind}");
         }
     }
-    throughput(mib, runs, 1);
-    throughput(mib, runs, 2);
-    for thp in [false, true] {
+    for streams in [1, 2].into_iter().filter(|_| wanted("copy")) {
+        throughput(mib, runs, streams, Some(Codec::Plain));
+        throughput(mib, runs, streams, None);
+    }
+    for thp in [false, true].into_iter().filter(|_| wanted("writer")) {
         slow_down(mib, runs, thp);
         sent_for_written(mib, runs, 12_800, thp);
     }

@@ -35,15 +35,6 @@ pub struct Plan {
     pub moved_bytes: u64,
 }
 
-impl Plan {
-    /// The place of an address of the plan.
-    pub fn places(&self) -> RangeMap<Dest> {
-        let mut map = RangeMap::default();
-        self.areas.iter().for_each(|planned| map.insert(planned.area.range, planned.dest));
-        map
-    }
-}
-
 impl Ledger {
     /// Plans a round over the present mappings (sorted, as `windows`), and counts it as delivered: whatever of it does not get
     /// to the other side must be [forgotten](Ledger::forget).
@@ -65,7 +56,8 @@ impl Ledger {
                 }
             }
         }
-        self.delivered = plan.places();
+        self.delivered = RangeMap::default();
+        plan.areas.iter().for_each(|planned| self.delivered.insert(planned.area.range, planned.dest));
         let mut reported = RangeSet::default();
         for planned in plan.areas.iter().filter(|planned| !planned.area.whole) {
             self.reported.inside(planned.area.range).for_each(|range| reported.add(range));
@@ -88,6 +80,11 @@ impl Ledger {
     /// Nothing counts any more, for instance because the tracker was lost.
     pub fn clear(&mut self) {
         *self = Ledger::default();
+    }
+
+    /// The place of every address of the last plan that was not forgotten since.
+    pub fn places(&self) -> &RangeMap<Dest> {
+        &self.delivered
     }
 
     /// Everything the tracker has reported that still counts.
@@ -141,7 +138,7 @@ mod tests {
         assert_eq!(wholes(&grown), [(0x10000, 0x12000, in_window, false), (0x12000, 0x14000, in_window, true)]);
         // unmapped in one round, there again in the next
         ledger.plan(&[], &windows);
-        assert_eq!(wholes(&ledger.plan(&[inside.clone()], &windows)), [(0x10000, 0x12000, in_window, true)]);
+        assert_eq!(wholes(&ledger.plan(std::slice::from_ref(&inside), &windows)), [(0x10000, 0x12000, in_window, true)]);
         ledger.forget(Range::new(0x11000, 0x12000));
         let rest = [(0x10000, 0x11000, in_window, false), (0x11000, 0x12000, in_window, true)];
         assert_eq!(wholes(&ledger.plan(&[inside], &windows)), rest);

@@ -9,6 +9,8 @@
 //!         end(out)                                                           finish()?, check_map(arrived, vmas)?, go
 //! ```
 //!
+//! Nothing flows back on these streams: that all has arrived is told by the caller, in its own protocol.
+//!
 //! | module | what it is | I/O |
 //! |---|---|---|
 //! | [`range`] | ranges of pages, maps from them | none |

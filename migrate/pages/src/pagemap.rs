@@ -10,8 +10,8 @@ use crate::sys::{self, Query, Region, category};
 
 /// Memory scanned in one call: the kernel holds the lock of the mappings meanwhile, and the program (or CRIU's parasite) may want it.
 const SLICE_BYTES: u64 = 64 << 20;
-/// Regions fetched in one call.
-const REGIONS: usize = 1024;
+/// Most regions fetched in one call.
+const REGIONS: u64 = 1024;
 /// Entries read at once.
 const ENTRIES: usize = 4096;
 
@@ -61,7 +61,8 @@ impl Pagemap {
     /// # Errors
     /// EPERM as [`Query::check`] says; then pages may have been protected without being reported.
     pub(crate) fn scan(&self, range: Range, query: Query, found: &mut dyn FnMut(Range, u64)) -> io::Result<()> {
-        let mut regions = [Region::default(); REGIONS];
+        // for a short range a short list: the kernel makes one of the same length for each call
+        let mut regions = vec![Region::default(); range.pages().clamp(1, REGIONS) as usize];
         for slice in range.chunks(SLICE_BYTES) {
             let mut rest = slice;
             while !rest.is_empty() {

@@ -40,7 +40,7 @@ pub struct Round {
 pub enum Step {
     /// Another round while the program runs.
     Round,
-    /// Another round, and meanwhile the program should get only this part of its CPU time.
+    /// Another round, and meanwhile the program should get only this part of the CPU time it gets now, but not less than [`Goal::slowest`] in all.
     Throttle(f64),
     /// Freeze now.
     Freeze(Reason),
@@ -75,40 +75,64 @@ const SHRINKS: f64 = 0.85;
 /// Rounds below this say little about rates.
 const SHORTEST: Duration = Duration::from_micros(200);
 
-/// What another look would find now, in bytes, and how long sending it would take. `None` before the second round.
+/// What another look would find now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rest {
+    /// At least this many bytes: as if every write of the last rounds had gone to another page.
+    pub low_bytes: f64,
+    /// Probably not more than this: pages that were written again and again stay as many in a shorter time.
+    pub high_bytes: f64,
+    /// How fast they can be sent, bytes/s.
+    pub speed_bytes_s: f64,
+}
+
+/// Predicts the rest. `None` before the second round.
 ///
-/// The bytes of a round were written during the one before, so that pair gives the rate of writing.
-pub fn rest(rounds: &[Round]) -> Option<(u64, Duration)> {
+/// The bytes of a round were written during the one before. Bytes written in some time are a concave function of that time: in
+/// proportion to it at first, constant when all pages that are ever written have been. So the line through the origin gives the
+/// lower bound for a shorter time; the slope seen between the last two rounds (in logarithms) gives an upper one.
+pub fn rest(rounds: &[Round]) -> Option<Rest> {
     let [.., before, last] = rounds else { return None };
     let seconds = |round: &Round| round.duration.max(SHORTEST).as_secs_f64();
-    let rate = last.bytes as f64 / seconds(before);
-    let bytes = rate * seconds(last);
-    // of two rounds the faster shows the link better: a small one is mostly its scan
-    let speed = rounds.iter().map(|round| round.bytes as f64 / seconds(round)).fold(1.0, f64::max);
-    Some((bytes as u64, Duration::from_secs_f64((bytes / speed).min(1e6))))
+    let bytes = last.bytes as f64;
+    let shorter = seconds(last) / seconds(before);
+    let slope = match rounds {
+        [.., earlier, before, last] if before.bytes > 0 && last.bytes > 0 => {
+            let time = (seconds(before) / seconds(earlier)).ln();
+            let slope = (bytes / before.bytes as f64).ln() / time;
+            if time.abs() > 0.1 { slope.clamp(0.0, 1.0) } else { 0.0 }
+        }
+        _ => 0.0,
+    };
+    let high_bytes = if shorter < 1.0 { bytes * shorter.powf(slope) } else { bytes * shorter };
+    // of all rounds the fastest shows the link best: a small one is mostly its scan
+    let speed_bytes_s = rounds.iter().map(|round| round.bytes as f64 / seconds(round)).fold(1.0, f64::max);
+    Some(Rest { low_bytes: bytes * shorter, high_bytes, speed_bytes_s })
 }
 
 /// Decides after a round.
 pub fn next(goal: &Goal, rounds: &[Round]) -> Step {
-    let Some((bytes, time)) = rest(rounds) else {
-        return if goal.max_rounds <= rounds.len() { Step::Freeze(Reason::Rounds) } else { Step::Round };
+    let full = rounds.len() >= goal.max_rounds;
+    let Some(rest) = rest(rounds) else {
+        return if full { Step::Freeze(Reason::Rounds) } else { Step::Round };
     };
-    if time <= goal.rest {
+    let goal_s = goal.rest.as_secs_f64();
+    if rest.high_bytes / rest.speed_bytes_s <= goal_s {
         return Step::Freeze(Reason::Fits);
     }
-    if rounds.len() >= goal.max_rounds {
+    if full {
         return Step::Freeze(Reason::Rounds);
     }
-    let sent: u64 = rounds.iter().map(|round| round.bytes).sum();
-    let first = rounds.first().map_or(0, |round| round.bytes);
-    if sent.saturating_add(bytes) as f64 > first as f64 * goal.max_factor {
+    let sent: f64 = rounds.iter().map(|round| round.bytes as f64).sum();
+    let first = rounds.first().map_or(0.0, |round| round.bytes as f64);
+    if sent + rest.high_bytes > first * goal.max_factor {
         return Step::Freeze(Reason::Bytes);
     }
-    let last = rounds.last().map_or(0, |round| round.bytes);
-    if (bytes as f64) < last as f64 * SHRINKS {
+    let last = rounds.last().map_or(0.0, |round| round.bytes as f64);
+    if rest.low_bytes < last * SHRINKS {
         return Step::Round;
     }
-    let wanted = goal.rest.as_secs_f64() / time.as_secs_f64();
+    let wanted = goal_s * rest.speed_bytes_s / rest.high_bytes;
     if goal.slowest < 1.0 { Step::Throttle(wanted.clamp(goal.slowest.max(0.01), 1.0)) } else { Step::Freeze(Reason::NotShrinking) }
 }
 
@@ -127,7 +151,7 @@ mod tests {
             bytes = (rate * part * seconds).min(hot);
             match next(goal, &rounds) {
                 Step::Round => {}
-                Step::Throttle(wanted) => part = wanted,
+                Step::Throttle(wanted) => part = f64::max(part * wanted, goal.slowest),
                 Step::Freeze(reason) => return (rounds, reason, bytes / speed),
             }
             assert!(rounds.len() < 1000, "no end");

@@ -133,9 +133,30 @@ pub fn read_smaps(pid: i32) -> io::Result<Vec<Vma>> {
     parse(&std::fs::read(format!("/proc/{pid}/smaps"))?)
 }
 
-/// Gives each mapping the flags of the known ones that it overlaps. `false` if one of them overlaps none or differing ones.
+/// Locked memory of a process, KiB: tells of `mlock` at no cost.
+///
+/// # Errors
+/// From reading `/proc/PID/status`.
+pub fn locked_kib(pid: i32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    value.ok_or_else(|| io::Error::other("no VmLck in its status"))
+}
+
+/// Gives each mapping the flags of the known ones that it overlaps. `false`: some are uncertain, because a mapping overlaps none
+/// or differing ones, or because a known one was split for no reason that could be seen.
 pub fn with_known_flags(vmas: &mut [Vma], known: &[Vma]) -> bool {
-    let mut all = true;
+    let is_split = |pair: &[Vma]| match pair {
+        [one, other] => {
+            let modes = (one.read, one.write, one.exec) == (other.read, other.write, other.exec);
+            let border = Range::new(one.range.end.saturating_sub(1), one.range.end + 1);
+            let inside =
+                known.get(known.partition_point(|vma| vma.range.end <= border.start)).is_some_and(|vma| vma.range.contains(border));
+            one.range.end == other.range.start && modes && same_kind(one, other) && inside
+        }
+        _ => false,
+    };
+    let mut all = !vmas.windows(2).any(is_split);
     for vma in vmas {
         let first = known.partition_point(|other| other.range.end <= vma.range.start);
         let behind = known.get(first..).unwrap_or_default();

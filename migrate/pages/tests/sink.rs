@@ -94,7 +94,9 @@ fn rules_are_enforced() {
 #[test]
 fn only_a_complete_and_true_list_is_good() {
     let here = [run(0x10000, 1, Dest::Window(1))];
-    let send = |out: &mut Out| begin(out).and_then(|()| out.pages(0, &[run(0x10000, 1, Dest::Window(1)), run(0x40000, 1, Dest::Store)], &[PAGE; 2].concat()));
+    let send = |out: &mut Out| {
+        begin(out).and_then(|()| out.pages(0, &[run(0x10000, 1, Dest::Window(1)), run(0x40000, 1, Dest::Store)], &[PAGE; 2].concat()))
+    };
     let (sink, result) = one(Limits::default(), |out| send(out));
     result.unwrap();
     assert!(matches!(sink.finish(), Err(SinkError::Mismatch(Mismatch::NoList { process: 0 }))));

@@ -12,6 +12,7 @@ use crate::wire::{FrameWriter, MAX_RUNS, Run, is_zero, page_hash};
 pub(super) const BATCH_BYTES: u64 = 256 << 10;
 
 /// Hashes of pages that the receiver still has of an earlier visit, by process number and address.
+/// Processes are numbered from 0, in the order in which [`super::Source::start`] and [`super::Source::follow`] get them.
 pub type Known = HashMap<(u16, u64), u128>;
 
 /// Pages to be sent.

@@ -30,12 +30,14 @@ pub(super) struct Member {
     ledger: Ledger,
     windows: Vec<Window>,
     vmas: Vec<Vma>,
+    /// `VmLck` when their flags were read.
+    locked_kib: u64,
     plan: Plan,
     /// Hashes of what was sent, if that is how changes are found.
     hashes: Option<Mutex<BTreeMap<u64, u128>>>,
     vdso_sent: Option<Range>,
-    /// In the end: all pages with contents.
-    present: RangeMap<Dest>,
+    /// In the end: all pages with contents, in order.
+    present: Vec<Run>,
 }
 
 impl Member {
@@ -54,10 +56,11 @@ impl Member {
             ledger: Ledger::default(),
             windows: Vec::new(),
             vmas: Vec::new(),
+            locked_kib: 0,
             plan: Plan::default(),
             hashes,
             vdso_sent: None,
-            present: RangeMap::default(),
+            present: Vec::new(),
         })
     }
 
@@ -82,6 +85,8 @@ impl Member {
             self.hashes = (self.tracker.kind() == Kind::Content).then(Mutex::default);
             self.ledger.clear();
         }
+        // first: what is locked in between shows as a difference later
+        self.locked_kib = vma::locked_kib(self.pid).map_err(failed(self.pid, "reading its status"))?;
         self.vmas = vma::read_smaps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
         let new = choose(&self.vmas, &self.windows, shape);
         new.iter().try_for_each(|window| out.first().window(self.process, window)).map_err(SourceError::Link)?;
@@ -94,7 +99,8 @@ impl Member {
     pub(super) fn look_frozen(&mut self) -> Result<bool, SourceError> {
         self.check_alive()?;
         let mut vmas = vma::read_maps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
-        let known = vma::with_known_flags(&mut vmas, &self.vmas);
+        let locked = vma::locked_kib(self.pid).map_err(failed(self.pid, "reading its status"))?;
+        let known = locked == self.locked_kib && vma::with_known_flags(&mut vmas, &self.vmas);
         self.vmas = if known { vmas } else { vma::read_smaps(self.pid).map_err(failed(self.pid, "reading its mappings"))? };
         Ok(!known)
     }
@@ -106,8 +112,8 @@ impl Member {
         let ranges = self.tracker.round(&areas).map_err(failed(self.pid, "finding changed pages"))?;
         self.ledger.report(&ranges);
         figures.changed_bytes += ranges.iter().map(|range| range.bytes()).sum::<u64>();
-        let places = self.plan.places();
         let mut jobs = self.vdso();
+        let places = self.ledger.places();
         jobs.extend(ranges.into_iter().flat_map(|range| places.within(range)).map(|(range, dest)| Run { range, dest }));
         Ok(jobs)
     }
@@ -117,11 +123,8 @@ impl Member {
         self.make_plan(figures);
         let areas: Vec<_> = self.plan.areas.iter().map(|planned| planned.area).collect();
         let found = self.tracker.last(&areas, self.ledger.reported()).map_err(failed(self.pid, "finding changed pages"))?;
-        self.present = RangeMap::default();
         let mut jobs = self.vdso();
-        if let Some(vdso) = self.vdso_sent {
-            self.present.insert(vdso, Dest::Store);
-        }
+        self.present.clear();
         jobs.extend(self.take(found, figures));
         Ok(jobs)
     }
@@ -132,24 +135,26 @@ impl Member {
         let stored = self.plan.areas.iter().filter(|planned| planned.dest == Dest::Store);
         let areas: Vec<_> = stored.map(|planned| planned.area).collect();
         let found = self.tracker.last(&areas, self.ledger.reported()).map_err(failed(self.pid, "finding changed pages"))?;
-        areas.iter().for_each(|area| self.present.remove(area.range));
+        self.present.retain(|run| run.dest != Dest::Store);
         Ok(self.take(found, figures))
     }
 
+    /// Adds what was found, and the vdso, to the list of all pages; what of it is to be sent.
     fn take(&mut self, found: Vec<Found>, figures: &mut RoundFigures) -> Vec<Job> {
-        let places = self.plan.places();
+        let places = self.ledger.places();
         let mut jobs = Vec::new();
         for Found { range, changed } in found {
-            for (range, dest) in places.within(range) {
-                self.present.insert(range, dest);
-                if changed {
-                    figures.changed_bytes += range.bytes();
-                    jobs.push(Run { range, dest });
-                }
+            let runs = places.within(range).map(|(range, dest)| Run { range, dest });
+            let before = self.present.len();
+            self.present.extend(runs);
+            if changed {
+                jobs.extend_from_slice(self.present.get(before..).unwrap_or_default());
             }
         }
-        jobs.sort_by_key(|job| job.range);
-        jobs
+        figures.changed_bytes += jobs.iter().map(|job| job.range.bytes()).sum::<u64>();
+        self.present.extend(self.vdso_sent.map(|range| Run { range, dest: Dest::Store }));
+        self.present = joined(std::mem::take(&mut self.present));
+        joined(jobs)
     }
 
     fn make_plan(&mut self, figures: &mut RoundFigures) {
@@ -196,24 +201,40 @@ impl Member {
             return Ok(());
         }
         let pagemap = Pagemap::open(self.pid).map_err(failed(self.pid, "opening its page map"))?;
+        let mut present: RangeMap<Dest> = RangeMap::default();
+        self.present.iter().for_each(|run| present.insert(run.range, run.dest));
         for range in unreadable {
-            let mut present = false;
-            pagemap.entries(*range, &mut |_, entry| present |= entry.present()).map_err(failed(self.pid, "reading its page map"))?;
-            if present {
+            let mut there = false;
+            pagemap.entries(*range, &mut |_, entry| there |= entry.present()).map_err(failed(self.pid, "reading its page map"))?;
+            if there {
                 return Err(failed(self.pid, "reading its memory")(io::ErrorKind::UnexpectedEof.into()));
             }
-            self.present.remove(*range);
+            present.remove(*range);
         }
+        self.present = present.iter().map(|(range, dest)| Run { range, dest }).collect();
         Ok(())
     }
 
-    pub(super) fn pages(&self) -> Vec<Run> {
-        self.present.iter().map(|(range, dest)| Run { range, dest }).collect()
+    pub(super) fn pages(&self) -> &[Run] {
+        &self.present
     }
 
     fn check_alive(&self) -> Result<(), SourceError> {
         if self.is_alive() { Ok(()) } else { Err(SourceError::Gone { pid: self.pid }) }
     }
+}
+
+/// In order of address, neighbours as one.
+fn joined(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable_by_key(|run| run.range);
+    let mut joined: Vec<Run> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.range.end == run.range.start && last.dest == run.dest => last.range.end = run.range.end,
+            _ => joined.push(run),
+        }
+    }
+    joined
 }
 
 /// When a process was started, in clock ticks. `None`: it has ended.

@@ -300,7 +300,7 @@ impl Source {
     }
 
     fn list<W: Write + Send>(&mut self, out: &mut Outlet<W>) -> Result<(), SourceError> {
-        self.members.iter().try_for_each(|member| out.first().presence(member.process, &member.pages())).map_err(SourceError::Link)?;
+        self.members.iter().try_for_each(|member| out.first().presence(member.process, member.pages())).map_err(SourceError::Link)?;
         self.mark(out)
     }
 
@@ -331,7 +331,7 @@ impl Source {
         started: Instant,
     ) -> Result<Final, SourceError> {
         let figures = self.close(figures, out, before, started)?;
-        let of = |member: &Member| FinalProcess { pid: member.pid, process: member.process, pages: member.pages() };
+        let of = |member: &Member| FinalProcess { pid: member.pid, process: member.process, pages: member.pages().to_vec() };
         Ok(Final { processes: self.members.iter().map(of).collect(), segments: self.segments.all(), figures })
     }
 }

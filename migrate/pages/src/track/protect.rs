@@ -64,37 +64,44 @@ impl WriteProtect {
         Ok(WriteProtect { pid, uffd, blind: false })
     }
 
-    fn round_of(&mut self, pagemap: &Pagemap, area: &Area, found: &mut Vec<Range>) -> io::Result<()> {
+    /// Finds the changes of one area. `false`: it cannot be tracked, and everything in it was found.
+    fn round_of(&self, pagemap: &Pagemap, area: &Area, found: &mut Vec<Range>) -> io::Result<bool> {
         let all = Query { protect: true, check: true, ..populated(area.backing == Backing::File) };
         let some = Query { mask: all.mask | category::WRITTEN, ..all };
         let query = if area.whole { all } else { some };
         let before = found.len();
         match scan_into(pagemap, area, query, found) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-            other => return other,
+            other => return other.map(|()| true),
         }
         // not registered, at least not all of it: pages may have been protected without being reported
         found.truncate(before);
-        let registered = sys::uffd_register(&self.uffd, area.range).is_ok();
-        if registered && scan_into(pagemap, area, all, found).is_ok() {
-            return Ok(());
+        if sys::uffd_register(&self.uffd, area.range).is_ok() && scan_into(pagemap, area, all, found).is_ok() {
+            return Ok(true);
         }
         found.truncate(before);
-        self.blind |= !registered && area.backing == Backing::Nothing && !pagemap_is_empty(pagemap, area)?;
-        scan_into(pagemap, area, Query { protect: false, check: false, ..all }, found)
+        scan_into(pagemap, area, Query { protect: false, check: false, ..all }, found)?;
+        Ok(found.len() == before)
     }
 
     fn last_of(&self, pagemap: &Pagemap, area: &Area, sent: &RangeSet, found: &mut Vec<Found>) -> io::Result<()> {
-        if area.backing == Backing::Nothing && !area.whole {
+        let before = found.len();
+        let result = if area.backing == Backing::Nothing && !area.whole {
             let written = Query { mask: category::WRITTEN, wanted: category::WRITTEN, check: true, ..Query::default() };
             let mut runs = RangeSet::default();
-            match pagemap.scan(area.range, written, &mut |range, _| runs.add(range)) {
-                Ok(()) => return patched(pagemap, area.range, &runs, sent, found),
-                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-                Err(error) => return Err(error),
+            let scanned = pagemap.scan(area.range, written, &mut |range, _| runs.add(range));
+            scanned.and_then(|()| patched(pagemap, area.range, &runs, sent, found))
+        } else {
+            exact(pagemap, area, !area.whole, found)
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                // new since the last round. Before Linux 6.13 pages that were moved here may still look protected
+                found.truncate(before);
+                exact(pagemap, &Area { whole: true, ..*area }, false, found)
             }
+            other => other,
         }
-        exact(pagemap, area, found)
     }
 }
 
@@ -106,7 +113,15 @@ impl Tracker for WriteProtect {
     fn round(&mut self, areas: &[Area]) -> io::Result<Vec<Range>> {
         let pagemap = Pagemap::open(self.pid)?;
         let mut found = Vec::new();
-        areas.iter().try_for_each(|area| self.round_of(&pagemap, area, &mut found))?;
+        let (mut good, mut bad) = (0, 0);
+        for area in areas {
+            match self.round_of(&pagemap, area, &mut found)? {
+                true => good += 1,
+                false => bad += 1,
+            }
+        }
+        // single areas may have vanished meanwhile; if most cannot be tracked, this is another program
+        self.blind = bad > good;
         Ok(found)
     }
 
@@ -126,17 +141,11 @@ fn scan_into(pagemap: &Pagemap, area: &Area, query: Query, found: &mut Vec<Range
     pagemap.scan(area.range, query, &mut |range, _| found.push(range))
 }
 
-fn pagemap_is_empty(pagemap: &Pagemap, area: &Area) -> io::Result<bool> {
-    let mut empty = true;
-    pagemap.scan(area.range, populated(false), &mut |_, _| empty = false)?;
-    Ok(empty)
-}
-
-/// Present pages and whether they are written, by the full walk.
-fn exact(pagemap: &Pagemap, area: &Area, found: &mut Vec<Found>) -> io::Result<()> {
+/// Present pages and whether they are written, by the full walk. `check`: EPERM where it is not registered.
+fn exact(pagemap: &Pagemap, area: &Area, check: bool, found: &mut Vec<Found>) -> io::Result<()> {
     let file = area.backing != Backing::Nothing;
     let wanted = category::WRITTEN | if file { category::SWAPPED } else { 0 };
-    let query = Query { wanted, ..populated(area.backing == Backing::File) };
+    let query = Query { wanted, check, ..populated(area.backing == Backing::File) };
     let marks = if file { category::WRITTEN | category::SWAPPED } else { category::WRITTEN };
     pagemap.scan(area.range, query, &mut |range, categories| {
         found.push(Found { range, changed: area.whole || categories & marks != 0 });

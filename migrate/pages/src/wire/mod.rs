@@ -30,8 +30,7 @@
 //! takes effect after everything before that round's end on *all* streams. So every stream carries every round's end. Frames 1,
 //! 2, 3, 8, 9 and 10 come on stream 0 only, and what they announce may be used on other streams from the next round on.
 //!
-//! Bounds (the receiver ends the connection beyond): [`MAX_RUNS`] runs, [`MAX_RAW_BYTES`] of contents in a frame; payload never
-//! longer than twice that.
+//! Bounds (the receiver ends the connection beyond): [`MAX_RUNS`] runs and [`MAX_RAW_BYTES`] of contents in a frame, packed or not.
 
 pub mod codec;
 pub mod rate;

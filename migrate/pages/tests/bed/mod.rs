@@ -15,51 +15,56 @@ use mosix_pages::window::{Dest, Window};
 use mosix_pages::{Arrived, Final, Limits, Outlet, OutletOptions, Place, Room, Sink, SinkError, Source, check_map};
 
 /// Longest wait for anything that a test expects to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running test program.
-pub struct Victim {
+pub(crate) struct Victim {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Victim {
-    pub fn start(words: &[&str]) -> Victim {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pages-victim"))
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the test program starts");
-        let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        Victim { child, input, output }
+    pub(crate) fn start(words: &[&str]) -> Victim {
+        Victim::start_as(None, words).expect("the test program starts")
     }
 
-    pub fn pid(&self) -> i32 {
+    /// As another user.
+    pub(crate) fn start_as(uid: Option<u32>, words: &[&str]) -> io::Result<Victim> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pages-victim"));
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if let Some(uid) = uid {
+            std::os::unix::process::CommandExt::uid(&mut command, uid);
+        }
+        let mut child = command.spawn()?;
+        let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        Ok(Victim { child, input, output })
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim().to_owned()
     }
 
-    pub fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         writeln!(self.input.as_mut().unwrap(), "{text}").unwrap();
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         stop(self.pid());
     }
 
-    pub fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         signal(self.pid(), "CONT");
     }
 
     /// Ends its input and waits: what it said last, and whether it ended well.
-    pub fn end(mut self) -> (String, bool) {
+    pub(crate) fn end(mut self) -> (String, bool) {
         drop(self.input.take());
         let mut rest = String::new();
         io::Read::read_to_string(&mut self.output, &mut rest).unwrap();
@@ -74,12 +79,12 @@ impl Drop for Victim {
     }
 }
 
-pub fn signal(pid: i32, name: &str) {
+pub(crate) fn signal(pid: i32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
 }
 
 /// SIGSTOP, and wait until every thread stands still.
-pub fn stop(pid: i32) {
+pub(crate) fn stop(pid: i32) {
     signal(pid, "STOP");
     let until = Instant::now() + PATIENCE;
     let stopped = || {
@@ -95,7 +100,7 @@ pub fn stop(pid: i32) {
 }
 
 /// No trace of having been followed: no descriptor, no registered mapping, no protected page.
-pub fn assert_untouched(pid: i32) {
+pub(crate) fn assert_untouched(pid: i32) {
     for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = std::fs::read_link(fd.unwrap().path()).unwrap_or_default();
         assert!(!target.to_string_lossy().contains("userfaultfd"), "a userfaultfd was left");
@@ -122,7 +127,7 @@ struct Made {
 }
 
 /// A destination: windows in another process, stores and segments in unlinked files.
-pub struct Destination {
+pub(crate) struct Destination {
     host: Mutex<Victim>,
     made: Mutex<Made>,
     /// Refuse windows whose number this divides (0: none).
@@ -164,15 +169,15 @@ impl Place for Shared {
 }
 
 /// A source joined to a sink by sockets.
-pub struct Move {
-    pub out: Outlet<UnixStream>,
+pub(crate) struct Move {
+    pub(crate) out: Outlet<UnixStream>,
     sink: Arc<Sink>,
     threads: Vec<std::thread::JoinHandle<Result<(), SinkError>>>,
     destination: Arc<Destination>,
 }
 
 impl Move {
-    pub fn new(streams: usize, options: &OutletOptions, refuse: u32) -> Move {
+    pub(crate) fn new(streams: usize, options: &OutletOptions, refuse: u32) -> Move {
         let destination = Destination::new(refuse);
         let sink = Arc::new(Sink::new(Box::new(Shared(destination.clone())), Limits::default()));
         let (near, far): (Vec<_>, Vec<_>) = (0..streams).map(|_| UnixStream::pair().unwrap()).unzip();
@@ -185,7 +190,7 @@ impl Move {
     }
 
     /// Ends the streams and returns what has arrived.
-    pub fn arrive(self, mut source: Source) -> (Vec<Arrived>, Delivered) {
+    pub(crate) fn arrive(self, mut source: Source) -> (Vec<Arrived>, Delivered) {
         let Move { mut out, sink, threads, destination } = self;
         source.end(&mut out).unwrap();
         threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
@@ -194,14 +199,14 @@ impl Move {
     }
 
     /// The streams end however they do.
-    pub fn give_up(self) -> Vec<Result<(), SinkError>> {
+    pub(crate) fn give_up(self) -> Vec<Result<(), SinkError>> {
         drop(self.out);
         self.threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     }
 }
 
 /// The destination after a move.
-pub struct Delivered(Arc<Destination>);
+pub(crate) struct Delivered(Arc<Destination>);
 
 impl Delivered {
     fn page(&self, arrived: &Arrived, address: u64, dest: Dest) -> Vec<u8> {
@@ -222,7 +227,7 @@ impl Delivered {
     }
 
     /// Compares every page of a stopped process with what has arrived. Returns how many pages there were.
-    pub fn compare(&self, pid: i32, arrived: &Arrived) -> u64 {
+    pub(crate) fn compare(&self, pid: i32, arrived: &Arrived) -> u64 {
         let vmas = vma::read_smaps(pid).unwrap();
         check_map(arrived, &vmas).unwrap();
         let mut places: RangeMap<Dest> = RangeMap::default();
@@ -265,7 +270,7 @@ impl Delivered {
     }
 
     /// Compares the segments with what the processes share.
-    pub fn compare_segments(&self, pid: i32, last: &Final) -> u64 {
+    pub(crate) fn compare_segments(&self, pid: i32, last: &Final) -> u64 {
         let made = self.0.made.lock().unwrap();
         let vmas = vma::read_maps(pid).unwrap();
         for segment in &last.segments {
@@ -279,6 +284,13 @@ impl Delivered {
         }
         last.segments.len() as u64
     }
+}
+
+/// All of it reads as zeros.
+pub(crate) fn is_zero(pid: i32, range: Range) -> bool {
+    let mut bytes = vec![1; range.bytes() as usize];
+    read_process(pid, range.start, &mut bytes).unwrap();
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// Reads memory through `/proc/PID/mem`: another way than the one that is tested.

@@ -1,5 +1,6 @@
 //! One thread's memory, changed in every way there is, with the knowledge of what each page must hold.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -42,10 +43,11 @@ impl Block {
 }
 
 /// Works until `ending`, then checks everything: the number of bad pages.
-pub fn work(seed: u64, mib: usize, ending: &AtomicBool) -> usize {
+pub(crate) fn work(seed: u64, mib: usize, filled: &Barrier, ending: &AtomicBool) -> usize {
     let mut random = Random(seed);
     let mut base = Block::new(mib * 256, false);
     (0..base.pages.len()).for_each(|page| base.write(page, page as u64 | 1));
+    filled.wait();
     let mut blocks = vec![base];
     let mut bad = 0;
     let mut steps = 0u64;
@@ -74,6 +76,9 @@ fn step(random: &mut Random, blocks: &mut Vec<Block>, first: bool) -> usize {
         8..14 if which > 0 => drop(blocks.swap_remove(which)),
         14..20 if which > 0 => resize(random, &mut blocks[which]),
         20..26 => {
+            // now and then so much that whole page tables are freed
+            let (from, count) = if seed % 8 == 1 { (from / 512 * 512, 1024) } else { (from, count) };
+            let count = count.min(blocks[which].pages.len() - from);
             blocks[which].memory.advise(from, count, libc::MADV_DONTNEED);
             blocks[which].pages[from..from + count].fill(Holds::Zeros);
         }

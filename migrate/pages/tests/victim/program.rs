@@ -10,7 +10,7 @@ use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use memory::{Mapping, PAGE};
+use memory::Mapping;
 
 /// Set when standard input ends.
 static ENDING: AtomicBool = AtomicBool::new(false);
@@ -23,6 +23,8 @@ fn main() {
         Some("write") => write_program(number(1), number(2), words.get(3).is_some_and(|word| word == "thp")),
         Some("tree") => tree_program(number(1)),
         Some("sleep") => sleep_program(),
+        Some("script") => script_program(number(1)),
+        Some("become") => become_program(number(1)),
         Some("host") => host_program(),
         _ => std::process::exit(2),
     }
@@ -43,7 +45,13 @@ fn end_with_input() {
 /// `churn MIB THREADS`: until its input ends; then all memory is checked. Exit status 0: all right.
 fn churn_program(mib: usize, threads: usize) {
     end_with_input();
-    let workers: Vec<_> = (0..threads).map(|seed| std::thread::spawn(move || churn::work(seed as u64, mib / threads, &ENDING))).collect();
+    let filled = std::sync::Arc::new(std::sync::Barrier::new(threads + 1));
+    let start = |seed: usize| {
+        let filled = filled.clone();
+        std::thread::spawn(move || churn::work(seed as u64, mib / threads, &filled, &ENDING))
+    };
+    let workers: Vec<_> = (0..threads).map(start).collect();
+    filled.wait();
     say("ready");
     let bad: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
     say(&format!("bad {bad}"));
@@ -120,6 +128,42 @@ fn sleep_program() {
     say(&format!("read {} {:?} slept {slept} {long_enough}", read.is_ok(), line.trim()));
 }
 
+/// `script MIB`: does to its pages what the lines say, `WHAT FIRST_PAGE PAGES`, and says `ok` after each.
+fn script_program(mib: usize) {
+    let memory = Mapping::new(mib << 20, false);
+    (0..memory.pages()).for_each(|page| memory.fill(page, page as u64 + 1));
+    say("ok");
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        let [first, pages] = [1, 2].map(|at: usize| words[at].parse::<usize>().unwrap());
+        match words[0] {
+            "drop" => memory.advise(first, pages, libc::MADV_DONTNEED),
+            "fill" => (first..first + pages).for_each(|page| memory.fill(page, 0xabcd_ef01 + page as u64)),
+            "lock" => assert!(memory.lock(first, pages, true)),
+            "unlock" => assert!(memory.lock(first, pages, false)),
+            "close" => assert!(memory.protect(first, pages, libc::PROT_NONE)),
+            "open" => memory.leave_open(),
+            _ => std::process::exit(2),
+        }
+        say("ok");
+    }
+}
+
+/// `become MIB`: at a word from its input it executes `write`, with the same pid.
+fn become_program(mib: usize) {
+    let memory = Mapping::new(mib << 20, false);
+    (0..memory.pages()).for_each(|page| memory.fill(page, 7));
+    say("old");
+    let mut byte = [0];
+    while byte[0] != b'\n' {
+        std::io::Read::read_exact(&mut std::io::stdin(), &mut byte).unwrap();
+    }
+    let error =
+        std::os::unix::process::CommandExt::exec(std::process::Command::new("/proc/self/exe").args(["write", &mib.to_string(), "500"]));
+    panic!("{error}");
+}
+
 /// Takes `BYTES NORESERVE` lines and answers each with the address of new memory.
 fn host_program() {
     let mut all = Vec::new();
@@ -135,5 +179,4 @@ fn host_program() {
             None => say("0"),
         }
     }
-    assert!(PAGE > 0);
 }
