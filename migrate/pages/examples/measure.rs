@@ -123,8 +123,8 @@ fn scans(mib: usize, runs: usize, kind: TrackKind, thp: bool) {
         kill("-CONT");
     }
     spread(&format!("{label}: start (whole call)"), "ms", stop);
-    spread(&format!("{label}: first scan with smaps"), "ms/GiB", first);
-    spread(&format!("{label}: later scans with smaps"), "ms/GiB", later);
+    spread(&format!("{label}: first scan, with smaps"), "ms/GiB", first);
+    spread(&format!("{label}: later scans"), "ms/GiB", later);
     spread(&format!("{label}: last scan, frozen"), "ms/GiB", last);
     spread(&format!("{label}: reading pages, thrown away"), "GB/s", copy);
 }

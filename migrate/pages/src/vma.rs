@@ -1,8 +1,8 @@
 //! The mappings of a process, and whose business the pages of each are.
 //!
 //! `/proc/PID/maps` is cheap at any size, but says nothing of the flags which decide where pages can go. `smaps` does, and walks
-//! all page tables for it: about 13 ms/GiB. So `smaps` is read while the program runs, and the freeze makes do with `maps` and
-//! what was known before ([`with_known_flags`]).
+//! all page tables for it: 13 ms/GiB and more. So `smaps` is read once, and then only when `maps` and what was known before leave
+//! a doubt ([`with_known_flags`]).
 
 use std::io;
 

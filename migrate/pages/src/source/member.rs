@@ -84,10 +84,9 @@ impl Member {
             self.tracker = track::start(self.pid, self.forced).map_err(failed(self.pid, "cannot be tracked any more"))?;
             self.hashes = (self.tracker.kind() == Kind::Content).then(Mutex::default);
             self.ledger.clear();
+            self.vmas.clear(); // another program: nothing is known of its flags
         }
-        // first: what is locked in between shows as a difference later
-        self.locked_kib = vma::locked_kib(self.pid).map_err(failed(self.pid, "reading its status"))?;
-        self.vmas = vma::read_smaps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
+        self.read_mappings()?;
         let new = choose(&self.vmas, &self.windows, shape);
         new.iter().try_for_each(|window| out.first().window(self.process, window)).map_err(SourceError::Link)?;
         self.windows.extend_from_slice(&new);
@@ -95,13 +94,23 @@ impl Member {
         Ok(!new.is_empty())
     }
 
-    /// Reads the mappings of the stopped process the cheap way. `true`: it needed the dear one.
+    /// Reads the mappings of the stopped process. `true`: it needed the dear way.
     pub(super) fn look_frozen(&mut self) -> Result<bool, SourceError> {
         self.check_alive()?;
-        let mut vmas = vma::read_maps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
+        self.read_mappings()
+    }
+
+    /// Reads the mappings the cheap way, if all flags are known from before; else the dear way (`true`).
+    fn read_mappings(&mut self) -> Result<bool, SourceError> {
+        // before the mappings: what is locked in between shows as a difference the next time
         let locked = vma::locked_kib(self.pid).map_err(failed(self.pid, "reading its status"))?;
+        let mut vmas = vma::read_maps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
         let known = locked == self.locked_kib && vma::with_known_flags(&mut vmas, &self.vmas);
-        self.vmas = if known { vmas } else { vma::read_smaps(self.pid).map_err(failed(self.pid, "reading its mappings"))? };
+        if !known {
+            self.locked_kib = locked;
+            vmas = vma::read_smaps(self.pid).map_err(failed(self.pid, "reading its mappings"))?;
+        }
+        self.vmas = vmas;
         Ok(!known)
     }
 
