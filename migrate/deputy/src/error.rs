@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::sys::End;
+use mosix_ptrace::sys::End;
 
 /// A group could not be adopted.
 ///

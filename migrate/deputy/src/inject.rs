@@ -12,8 +12,8 @@ use crate::error::{AdoptError, AdoptReason};
 use crate::freezer::Freezer;
 use crate::procfs;
 use crate::stub_image;
-use crate::sys::{self, SigInfo, Stop};
-use crate::tracee::{self, Failure, Injector};
+use mosix_ptrace::sys::{self, SigInfo, Stop};
+use mosix_ptrace::tracee::{self, Failure, Injector};
 
 /// How long the freezer may take to come to rest.
 const FREEZE_LIMIT: Duration = Duration::from_secs(1);
@@ -105,7 +105,7 @@ fn check_group(pids: &[i32], freezer: &Freezer, known: &dyn Fn(i32) -> bool) -> 
 }
 
 fn check_process(pid: i32) -> Result<(), AdoptReason> {
-    let status = procfs::status(pid).map_err(io_reason("reading /proc/PID/status"))?;
+    let status = mosix_ptrace::procfs::status(pid).map_err(io_reason("reading /proc/PID/status"))?;
     if status.tracer != 0 {
         return Err(AdoptReason::Traced { tracer: status.tracer });
     }
@@ -158,10 +158,10 @@ impl Body {
 
     /// Seizes every thread and asks it to stop; until no new one is found, since one may have been about to be born.
     fn seize(&mut self) -> Result<(), AdoptReason> {
-        let suspend = procfs::status(self.pid).map_err(io_reason("reading /proc/PID/status"))?.seccomp;
+        let suspend = mosix_ptrace::procfs::status(self.pid).map_err(io_reason("reading /proc/PID/status"))?.seccomp;
         self.seize_thread(self.pid, suspend)?;
         loop {
-            let found = procfs::threads(self.pid).map_err(io_reason("reading /proc/PID/task"))?;
+            let found = mosix_ptrace::procfs::threads(self.pid).map_err(io_reason("reading /proc/PID/task"))?;
             let new: Vec<i32> = found.into_iter().filter(|tid| !self.threads.contains(tid)).collect();
             if new.is_empty() {
                 return Ok(());
@@ -173,7 +173,7 @@ impl Body {
     }
 
     fn seize_thread(&mut self, tid: i32, suspend_seccomp: bool) -> Result<(), AdoptReason> {
-        let options = sys::OPTIONS | if suspend_seccomp { sys::SUSPEND_SECCOMP } else { 0 };
+        let options = sys::STUB_OPTIONS | if suspend_seccomp { sys::SUSPEND_SECCOMP } else { 0 };
         match sys::seize(tid, options) {
             Ok(()) => self.threads.push(tid),
             Err(source) if suspend_seccomp => return Err(AdoptReason::Seccomp { source }),
@@ -214,7 +214,7 @@ impl Body {
         let work = Work {
             injector,
             mask: sys::blocked(self.pid).map_err(io_reason("reading the signal mask"))?,
-            pending: procfs::status(self.pid).map_err(io_reason("reading /proc/PID/status"))?.pending,
+            pending: mosix_ptrace::procfs::status(self.pid).map_err(io_reason("reading /proc/PID/status"))?.pending,
             comm: procfs::comm(self.pid).map_err(io_reason("reading /proc/PID/comm"))?,
             scratch: None,
             argv: 0,
@@ -353,7 +353,7 @@ fn settle_in(injector: &mut Injector, comm: &[u8]) -> Result<(), Failure> {
     bytes[..comm.len().min(16)].copy_from_slice(&comm[..comm.len().min(16)]);
     bytes[64] = libc::SIG_IGN as u8;
     sys::write_memory(pid, place, &bytes).map_err(tracee::os("writing to the stub"))?;
-    let ignored = procfs::status(pid).map_err(tracee::os("reading /proc/PID/status"))?.ignored;
+    let ignored = mosix_ptrace::procfs::status(pid).map_err(tracee::os("reading /proc/PID/status"))?.ignored;
 
     let mut calls: Vec<(libc::c_long, [u64; 4])> = vec![(libc::SYS_prctl, [libc::PR_SET_NAME as u64, place, 0, 0])];
     calls.extend(

@@ -17,8 +17,8 @@ use crate::freezer::Freezer;
 use crate::inject::{self, Made, is_stop_signal};
 use crate::procfs;
 use crate::stub_image;
-use crate::sys::{self, End, SigInfo, Stop};
-use crate::tracee::{self, Failure, Injector};
+use mosix_ptrace::sys::{self, End, SigInfo, Stop};
+use mosix_ptrace::tracee::{self, Failure, Injector};
 
 /// Time in which one order for one stub must be done; it normally takes some 100 us.
 pub(crate) const ORDER_LIMIT: Duration = Duration::from_secs(5);
@@ -414,5 +414,5 @@ fn ends_by_default(signal: i32) -> bool {
 }
 
 fn is_pending(pid: i32, signal: i32) -> bool {
-    procfs::status(pid).is_ok_and(|status| status.pending >> (signal - 1) & 1 == 1)
+    mosix_ptrace::procfs::status(pid).is_ok_and(|status| status.pending >> (signal - 1) & 1 == 1)
 }

@@ -47,10 +47,9 @@ mod keeper;
 mod procfs;
 pub mod stub_image;
 mod sys;
-mod tracee;
 mod watcher;
 
 pub use error::{AdoptError, AdoptReason, StubError};
 pub use keeper::{Member, StubEvent};
-pub use sys::End;
+pub use mosix_ptrace::sys::End;
 pub use watcher::Watcher;

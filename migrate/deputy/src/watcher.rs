@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{AdoptError, AdoptReason, StubError};
 use crate::keeper::{ADOPT_LIMIT, Keeper, Member, ORDER_LIMIT, StubEvent};
-use crate::sys::{self, End};
+use crate::sys;
+use mosix_ptrace::sys::{End, wait};
 
 /// Time between two attempts to wake the thread.
 const WAKE_INTERVAL: Duration = Duration::from_millis(2);
@@ -169,7 +170,7 @@ fn work(queue: &Receiver<Order>, mut keeper: Keeper) {
         if keeper.ending {
             return;
         }
-        match sys::wait(-1, true) {
+        match wait(-1, true) {
             Ok(Some((pid, stop))) => keeper.handle(pid, stop),
             Ok(None) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}

@@ -20,21 +20,27 @@ const MAX_KEPT: usize = 16;
 
 /// What can go wrong with any step.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub enum Failure {
+    /// It died meanwhile.
     Died(End),
+    /// It did not get on in the time allowed while this was being done.
     Timeout(&'static str),
+    /// The kernel refused this.
     Os(&'static str, io::Error),
 }
 
 /// Turns a refused ptrace call into a failure that names it.
-pub(crate) fn os(doing: &'static str) -> impl FnOnce(io::Error) -> Failure {
+pub fn os(doing: &'static str) -> impl FnOnce(io::Error) -> Failure {
     move |source| Failure::Os(doing, source)
 }
 
 /// Waits until `pid` reports something. Threads in `dying` are reaped on the way: an `execve` waits for them.
 ///
 /// It polls, because waitpid has no time limit; that is for the short while of an order, never when idle.
-pub(crate) fn wait_stop(pid: i32, deadline: Instant, dying: &mut Vec<i32>, doing: &'static str) -> Result<Stop, Failure> {
+///
+/// # Errors
+/// [`Failure::Timeout`] after the deadline, [`Failure::Os`] from waitpid.
+pub fn wait_stop(pid: i32, deadline: Instant, dying: &mut Vec<i32>, doing: &'static str) -> Result<Stop, Failure> {
     let mut polls = 0;
     loop {
         if let Some((_, stop)) = sys::wait(pid, false).map_err(os("waitpid"))? {
@@ -55,27 +61,36 @@ pub(crate) fn wait_stop(pid: i32, deadline: Instant, dying: &mut Vec<i32>, doing
 
 /// A stopped leader through which system calls are made.
 #[derive(Debug)]
-pub(crate) struct Injector {
-    pub(crate) pid: i32,
+pub struct Injector {
+    /// The leader.
+    pub pid: i32,
     /// Address of a `syscall` instruction in the tracee.
-    pub(crate) at: u64,
+    pub at: u64,
     /// Registers that each call starts from.
-    pub(crate) base: user_regs_struct,
-    pub(crate) deadline: Instant,
+    pub base: user_regs_struct,
+    /// Time limit of all waiting.
+    pub deadline: Instant,
     /// The other threads, all in their ptrace stop: reaped when they die, since the leader's end shows only after theirs.
-    pub(crate) others: Vec<i32>,
+    pub others: Vec<i32>,
     /// Signals that arrived meanwhile and were not delivered.
-    pub(crate) kept: Vec<SigInfo>,
+    pub kept: Vec<SigInfo>,
 }
 
 impl Injector {
-    pub(crate) fn new(pid: i32, at: u64, others: Vec<i32>, deadline: Instant) -> Result<Injector, Failure> {
+    /// An injector that starts from the present registers of the stopped `pid`.
+    ///
+    /// # Errors
+    /// [`Failure::Os`] if they cannot be read.
+    pub fn new(pid: i32, at: u64, others: Vec<i32>, deadline: Instant) -> Result<Injector, Failure> {
         let base = sys::registers(pid).map_err(os("reading registers"))?;
         Ok(Injector { pid, at, base, deadline, others, kept: Vec::new() })
     }
 
     /// Makes one call. The inner result is the call's own.
-    pub(crate) fn call(&mut self, number: libc::c_long, args: &[u64]) -> Result<io::Result<u64>, Failure> {
+    ///
+    /// # Errors
+    /// The tracee died, or did not get through the call by the deadline.
+    pub fn call(&mut self, number: libc::c_long, args: &[u64]) -> Result<io::Result<u64>, Failure> {
         self.set_up(number, args)?;
         self.next_stop()?;
         self.next_stop()?;
@@ -83,7 +98,10 @@ impl Injector {
     }
 
     /// Makes an `execveat`, by which all other threads die.
-    pub(crate) fn exec(&mut self, args: &[u64]) -> Result<io::Result<()>, Failure> {
+    ///
+    /// # Errors
+    /// As [`Injector::call`].
+    pub fn exec(&mut self, args: &[u64]) -> Result<io::Result<()>, Failure> {
         self.set_up(libc::SYS_execveat, args)?;
         self.next_stop()?;
         let stop = self.next_stop()?;
@@ -143,12 +161,18 @@ impl Injector {
 }
 
 /// ESRCH of a ptrace call means that the tracee was killed while it was stopped: its end is reported by wait.
-pub(crate) fn ignore_gone(error: io::Error) -> io::Result<()> {
+///
+/// # Errors
+/// Every other error is passed on.
+pub fn ignore_gone(error: io::Error) -> io::Result<()> {
     if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
-/// Finds a `syscall` instruction in executable memory of a stopped process.
-pub(crate) fn find_syscall(pid: i32) -> io::Result<Option<u64>> {
+/// Finds a `syscall` instruction in executable memory of a process.
+///
+/// # Errors
+/// From reading `/proc/PID/maps`.
+pub fn find_syscall(pid: i32) -> io::Result<Option<u64>> {
     const CHUNK_BYTES: usize = 64 * 1024;
     const MAX_BYTES: u64 = 64 * 1024 * 1024;
     let mut buffer = vec![0u8; CHUNK_BYTES];
