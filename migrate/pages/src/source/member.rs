@@ -72,6 +72,10 @@ impl Member {
         &self.vmas
     }
 
+    pub(super) fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         born(self.pid) == Some(self.born)
     }

@@ -190,6 +190,11 @@ impl Source {
         Ok(())
     }
 
+    /// The windows that were announced for a process, in order of address; none for one that is not followed.
+    pub fn windows(&self, pid: i32) -> &[crate::window::Window] {
+        self.members.iter().find(|member| member.pid == pid).map_or(&[], Member::windows)
+    }
+
     /// How each process is tracked.
     pub fn kinds(&self) -> HashMap<i32, Kind> {
         self.members.iter().map(|member| (member.pid, member.kind())).collect()
