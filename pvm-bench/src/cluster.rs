@@ -33,11 +33,54 @@ pub struct ClusterSpec {
     pub balance: bool,
     /// Log filter of the daemons; by default that of the variable `MOSIX_LOG`, else `info`.
     pub log: String,
+    /// Added to the configuration of each daemon; wins over what is there.
+    pub config: Vec<ConfigItem>,
+}
+
+/// One setting of a daemon, as on a command line: `table.key=value`, the value as TOML (a bare word is a string).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigItem {
+    path: Vec<String>,
+    value: toml::Value,
+}
+
+impl std::str::FromStr for ConfigItem {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (path, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
+        let path: Vec<String> = path.split('.').map(|part| part.trim().to_owned()).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(format!("`{text}`: a part of the key is empty"));
+        }
+        let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
+        Ok(Self { path, value: parsed.unwrap_or_else(|| toml::Value::String(value.trim().to_owned())) })
+    }
+}
+
+impl std::fmt::Display for ConfigItem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.path.join("."), self.value)
+    }
+}
+
+impl ConfigItem {
+    /// Puts the setting where it belongs; tables that are missing are made.
+    fn apply(&self, table: &mut toml::Table) -> std::result::Result<(), String> {
+        let Some((last, tables)) = self.path.split_last() else { return Ok(()) };
+        let mut table = table;
+        for name in tables {
+            let entry = table.entry(name).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            table = entry.as_table_mut().ok_or_else(|| format!("{self}: {name} is no table"))?;
+        }
+        table.insert(last.clone(), self.value.clone());
+        Ok(())
+    }
 }
 
 impl Default for ClusterSpec {
     fn default() -> Self {
-        Self { period_ms: 1000, balance: true, log: std::env::var("MOSIX_LOG").unwrap_or_else(|_| "info".into()) }
+        Self { period_ms: 1000, balance: true, log: std::env::var("MOSIX_LOG").unwrap_or_else(|_| "info".into()), config: Vec::new() }
     }
 }
 
@@ -255,7 +298,8 @@ pub fn find_criu() -> Result<PathBuf> {
 fn start(lab: &Lab, node: &Node, dir: &Path, spec: &ClusterSpec, program: &Path, criu: &Path) -> Result<Daemon> {
     let socket = lab.dir().join(format!("{}.sock", node.name));
     let config = dir.join(format!("{}.toml", node.name));
-    std::fs::write(&config, configuration(node, dir, &socket, spec, criu)).map_err(failed("writing a configuration"))?;
+    let text = with_items(&configuration(node, dir, &socket, spec, criu), &spec.config).map_err(bad)?;
+    std::fs::write(&config, text).map_err(failed("writing a configuration"))?;
     let log = dir.join(format!("{}.log", node.name));
     // On the node itself `mosixctl` finds the socket at its usual place; from outside it is a file of the lab.
     let usual = format!("mkdir -p /run/mosix && ln -sfn '{}' /run/mosix/control.sock", socket.display());
@@ -268,6 +312,12 @@ fn launch(node: &Node, program: &Path, config: &Path, log: &Path) -> Result<Chil
     let file = File::options().create(true).append(true).open(log).map_err(failed("opening a log"))?;
     let argv = [program.as_os_str().to_owned(), "--config".into(), config.as_os_str().to_owned()];
     Ok(node.spawn(Exec::new(argv).throttled(false).stderr(file))?)
+}
+
+fn with_items(text: &str, items: &[ConfigItem]) -> std::result::Result<String, String> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    items.iter().try_for_each(|item| item.apply(&mut table))?;
+    toml::to_string(&table).map_err(|error| error.to_string())
 }
 
 fn configuration(node: &Node, dir: &Path, socket: &Path, spec: &ClusterSpec, criu: &Path) -> String {
@@ -291,4 +341,32 @@ fn configuration(node: &Node, dir: &Path, socket: &Path, spec: &ClusterSpec, cri
         period_ms = spec.period_ms,
         balance = spec.balance,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(text: &str) -> ConfigItem {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn settings_win_and_bring_their_tables() {
+        let items = [item("a.b=2"), item("new.x.y=\"z\""), item("list=[1, 2]"), item("word=soft-dirty"), item("on=true")];
+        let text = with_items("[a]\nb = 1\nc = 3\n", &items).unwrap();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["a"]["b"].as_integer(), Some(2));
+        assert_eq!(table["a"]["c"].as_integer(), Some(3));
+        assert_eq!(table["new"]["x"]["y"].as_str(), Some("z"));
+        assert_eq!(table["word"].as_str(), Some("soft-dirty"));
+        assert_eq!((table["on"].as_bool(), table["list"].as_array().map(Vec::len)), (Some(true), Some(2)));
+        assert_eq!(items[0].to_string(), "a.b=2");
+    }
+
+    #[test]
+    fn bad_settings_are_refused() {
+        assert!("novalue".parse::<ConfigItem>().is_err() && "a..b=1".parse::<ConfigItem>().is_err());
+        assert!(with_items("a = 1\n", &[item("a.b=2")]).unwrap_err().contains("no table"));
+    }
 }

@@ -16,6 +16,7 @@ use pvm_bench::migrate::command::{MigrateArgs, command};
 use pvm_bench::migrate::copy_end::CopyEndArgs;
 use pvm_bench::row::{Report, report_table};
 use pvm_bench::scale::TimeScale;
+use pvm_bench::soak::command::{SoakArgs, command as soak};
 use pvm_bench::table1::{self, Options};
 
 /// Static placement by PVM against live balancing, on a lab of workstations.
@@ -34,6 +35,8 @@ enum Command {
     Idle(IdleArgs),
     /// How long a process stands still when it is moved, as it sees it itself; beside it plain CRIU
     Migrate(MigrateArgs),
+    /// Many moves under load: is anything lost, doubled, damaged or left behind?
+    Soak(SoakArgs),
     /// What `migrate` runs inside its nodes
     #[command(hide = true)]
     CopyEnd(CopyEndArgs),
@@ -134,6 +137,7 @@ fn main() -> ExitCode {
         Command::Table1(args) => run_table1(args),
         Command::Idle(args) => run_idle(args),
         Command::Migrate(args) => command(&args).map_err(anyhow::Error::from),
+        Command::Soak(args) => soak(&args).map_err(anyhow::Error::from),
         Command::CopyEnd(args) => return pvm_bench::migrate::copy_end::run(&args),
     };
     match result {

@@ -142,6 +142,14 @@ impl Lab {
         self.state.nodes.iter().try_for_each(|node| node.cgroup.set_quota(on.then_some(node.quota)))
     }
 
+    /// Cuts a node's link to all others, or restores it.
+    ///
+    /// # Errors
+    /// If the node is not up, or `ip` fails.
+    pub fn set_link(&self, node: &Node, up: bool) -> Result<()> {
+        network::set_link(&self.state, node, up)
+    }
+
     /// CPU time used inside the quota of a node since the lab is up.
     ///
     /// # Errors

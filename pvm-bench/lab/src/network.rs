@@ -37,6 +37,18 @@ pub(crate) fn connect(state: &State) -> Result<()> {
     plug_in_all(state)
 }
 
+/// Plugs a node's cable in or out, at the bridge's end: the node keeps its address, and what it sends gets nowhere.
+pub(crate) fn set_link(state: &State, node: &Node, up: bool) -> Result<()> {
+    let (switch_pid, port) = (holder_pid(&state.switch)?, format!("p{}", node.index + 1));
+    let output = Command::new("nsenter")
+        .arg(format!("--net=/proc/{switch_pid}/ns/net"))
+        .args(["ip", "link", "set", &port, if up { "up" } else { "down" }])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(failed("running nsenter (package util-linux)"))?;
+    if output.status.success() { Ok(()) } else { Err(tool(&state.switch, String::from_utf8_lossy(&output.stderr).trim())) }
+}
+
 /// Gives every node its address, all at the same time.
 fn plug_in_all(state: &State) -> Result<()> {
     let mut running = Vec::new();
@@ -59,7 +71,7 @@ fn plug_in_all(state: &State) -> Result<()> {
 }
 
 fn tool(node: &Node, output: &str) -> LabError {
-    let what = if node.name == SWITCH { "making the bridge with `ip`" } else { "setting an address with `ip`" };
+    let what = if node.name == SWITCH { "setting up the bridge with `ip`" } else { "setting an address with `ip`" };
     LabError::Tool { what: format!("{what} in {} (package iproute2)", node.name), output: output.into() }
 }
 

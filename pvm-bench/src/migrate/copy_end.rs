@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use mosix_criu::{Criu, DumpRequest, Reply, RestoreRequest, Stage};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeValLike;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -72,11 +74,15 @@ pub enum News {
     Dumped {
         /// When the process stopped: ms since 1970.
         frozen_at_ms: f64,
+        /// CPU time of CRIU, ms.
+        cpu_ms: f64,
     },
     /// The process runs.
     Running {
         /// Since when: ms since 1970.
         at_ms: f64,
+        /// CPU time of CRIU, ms.
+        cpu_ms: f64,
     },
     /// It did not work.
     Failed(String),
@@ -134,7 +140,7 @@ fn dump(args: &CopyEndArgs, socket: &UnixStream) -> Result<ExitCode, String> {
         _ => Reply::Continue,
     };
     Criu::at(&args.criu).dump(&request, DEADLINE, on_stage).map_err(|error| error.to_string())?;
-    say(socket, &News::Dumped { frozen_at_ms })?;
+    say(socket, &News::Dumped { frozen_at_ms, cpu_ms: cpu_of_children_ms() })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,9 +153,16 @@ fn restore(args: &CopyEndArgs, socket: &UnixStream) -> Result<ExitCode, String> 
     let request = RestoreRequest { images_dir: &args.images, inherit: &inherit, terminal: None, shell_job: true };
     let pid = Criu::at(&args.criu).restore(&request, DEADLINE, &mut |_| Reply::Continue).map_err(|error| error.to_string())?;
     let process = Pid::from_raw(pid);
-    say(socket, &News::Running { at_ms: now_ms() })?;
+    say(socket, &News::Running { at_ms: now_ms(), cpu_ms: cpu_of_children_ms() })?;
     std::thread::spawn(move || forward(process, &mut lines));
     Ok(status(process))
+}
+
+/// CPU time of the children that have ended and been waited for: CRIU's worker, and what it waited for itself.
+fn cpu_of_children_ms() -> f64 {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else { return 0.0 };
+    let ms = |time: nix::sys::time::TimeVal| time.num_microseconds() as f64 / 1000.0;
+    ms(usage.user_time()) + ms(usage.system_time())
 }
 
 /// CRIU's key of a pipe, and a copy of our descriptor of it.

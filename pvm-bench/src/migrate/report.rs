@@ -5,23 +5,24 @@ use mosix_criu::Criu;
 use mosix_lab::Lab;
 use serde::{Deserialize, Serialize};
 
+use super::load::Program;
+use super::machine;
+use super::slowdown::SlowDown;
 use super::stats::Summary;
+use super::subject::Moved;
 use super::{Options, PAUSE, bad};
 use crate::Result;
 
-/// The moves of one process. The lists have one figure for each completed move, in order.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// `mosix`, or `criu`: plain stop and copy.
-    pub kind: String,
+/// Sent at most: the resident memory, and this many times what was written meanwhile.
+const RESENT: f64 = 2.5;
+
+/// The moves of one process in one way. The lists have one figure for each completed move, in order.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
     /// Resident memory before the first move.
     pub rss_bytes: u64,
-    /// Wanted rate of writing.
-    pub dirty_bytes_per_s: f64,
-    /// Rate of writing over the whole time, standstills included.
+    /// Rate of writing over the whole time, standstills and checks included.
     pub written_bytes_per_s: f64,
-    /// Writers.
-    pub threads: u32,
     /// The longest gap that the process saw during the move, ms.
     pub blackout_ms: Vec<f64>,
     /// All gaps above 2 ms that it saw during the move, together, ms.
@@ -30,8 +31,14 @@ pub struct Row {
     pub total_ms: Vec<f64>,
     /// Time in which it ran nowhere as the mover counts it, ms.
     pub freeze_ms: Vec<f64>,
-    /// Image bytes sent (`criu`: written).
+    /// Bytes sent (plain CRIU: written as images).
     pub bytes_sent: Vec<u64>,
+    /// Bytes that the process wrote between request and answer: its rate since the last report times the time.
+    pub written_meanwhile_bytes: Vec<u64>,
+    /// CPU time of the move where the process was, ms: mosixd, agent and CRIU by the node's cgroup without quota, or CRIU's rusage.
+    pub cpu_source_ms: Vec<f64>,
+    /// The same where it came to.
+    pub cpu_target_ms: Vec<f64>,
     /// Whether the moves used a patched CRIU.
     pub patched: bool,
     /// Pages checked, all checks together.
@@ -40,12 +47,91 @@ pub struct Row {
     pub bad_pages: u64,
     /// Moves that failed, in words; other trouble with the process, too.
     pub failures: Vec<String>,
+    /// What the mover itself says of each move.
+    pub records: Vec<serde_json::Value>,
 }
 
-impl Row {
+impl Series {
     /// All moves were made and the memory was right.
     pub fn is_sound(&self) -> bool {
         self.failures.is_empty() && self.bad_pages == 0 && self.checked_pages > 0
+    }
+
+    pub(super) fn note_move(&mut self, moved: Moved) {
+        self.patched = moved.patched;
+        self.total_ms.push(moved.total_ms);
+        self.freeze_ms.push(moved.freeze_ms);
+        self.bytes_sent.push(moved.bytes);
+        self.records.extend(moved.record);
+    }
+
+    /// The largest share that a move sent of what it may send: resident memory and 2.5 times what was written meanwhile.
+    pub fn sent_of_allowed(&self) -> Option<f64> {
+        let shares = self.bytes_sent.iter().zip(&self.written_meanwhile_bytes).map(|(sent, written)| {
+            let allowed = self.rss_bytes as f64 + RESENT * *written as f64;
+            *sent as f64 / allowed.max(1.0)
+        });
+        shares.reduce(f64::max)
+    }
+}
+
+/// One process, moved by MOSIX; and beside it another of the same kind, in the same lab and run, by plain CRIU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The program.
+    pub kind: Program,
+    /// Version of its interpreter, if it has one.
+    pub version: String,
+    /// Wanted rate of writing.
+    pub dirty_bytes_per_s: f64,
+    /// Writers.
+    pub threads: u32,
+    /// Median of the blackouts, ms.
+    pub blackout_p50_ms: Option<f64>,
+    /// Of 100 blackouts 99 are at most this, ms.
+    pub blackout_p99_ms: Option<f64>,
+    /// Median as a share of that of plain CRIU.
+    pub blackout_ratio_p50: Option<f64>,
+    /// The largest share that a move sent of resident memory + 2.5 times what was written meanwhile.
+    pub sent_of_allowed: Option<f64>,
+    /// By MOSIX.
+    #[serde(flatten)]
+    pub mosix: Series,
+    /// By plain CRIU: stop, copy, restore. `None` if it was not wanted.
+    pub plain_criu: Option<Series>,
+}
+
+impl Row {
+    pub(super) fn new(kind: Program, version: String, rate_mib_s: f64, threads: u32, mosix: Series, plain_criu: Option<Series>) -> Self {
+        let p50 = |series: &Series| Some(Summary::of(&series.blackout_ms)?.p50);
+        let (own, plain) = (p50(&mosix), plain_criu.as_ref().and_then(p50));
+        Self {
+            kind,
+            version,
+            dirty_bytes_per_s: rate_mib_s * f64::from(1 << 20),
+            threads,
+            blackout_p50_ms: own,
+            blackout_p99_ms: Summary::of(&mosix.blackout_ms).map(|summary| summary.p99),
+            blackout_ratio_p50: own.zip(plain).map(|(own, plain)| own / plain),
+            sent_of_allowed: mosix.sent_of_allowed(),
+            mosix,
+            plain_criu,
+        }
+    }
+
+    /// All moves were made and the memory was right, in both ways.
+    pub fn is_sound(&self) -> bool {
+        self.mosix.is_sound() && self.plain_criu.as_ref().is_none_or(Series::is_sound)
+    }
+
+    /// In words, which way.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        let tell = |way: &'static str, series: &Series| {
+            let failures = series.failures.iter().map(|failure| format!("by {way}: {failure}"));
+            failures.collect::<Vec<_>>()
+        };
+        let plain = self.plain_criu.as_ref().map(|series| tell("plain criu", series));
+        tell("mosix", &self.mosix).into_iter().chain(plain.into_iter().flatten())
     }
 }
 
@@ -64,79 +150,96 @@ pub struct Conditions {
     pub nodes: usize,
     /// The nodes' speed limit, in words.
     pub quota: String,
+    /// The link between the nodes, in words.
+    pub link: String,
+    /// What was added to the daemons' configuration.
+    pub config: Vec<String>,
     /// Moves wanted of each process.
     pub moves: u32,
     /// Pause between moves, ms.
     pub pause_ms: u64,
     /// How the blackout was measured.
     pub clock: String,
-    /// The way of `kind = "criu"`.
+    /// The way of `plain_criu`.
     pub baseline: String,
+    /// How CPU times were measured.
+    pub cpu: String,
     /// 1, 5 and 15 minutes, before.
     pub load_average_before: String,
-    /// The same, after.
+    /// The same, after; the benchmark's own load is in it.
     pub load_average_after: String,
+    /// Share of all CPUs that others used in the second before the lab was started.
+    pub busy_before: f64,
+    /// The same in the second after it was taken down.
+    pub busy_after: f64,
+    /// Both are below a tenth.
+    pub quiet: bool,
 }
 
 impl Conditions {
-    pub(crate) fn now(lab: &Lab, criu: &Criu, options: &Options) -> Result<Self> {
+    pub(super) fn now(lab: &Lab, criu: &Criu, options: &Options, busy_before: f64) -> Result<Self> {
         Ok(Self {
-            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().into(),
+            kernel: machine::kernel(),
             cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             criu: criu.version().map_err(|error| bad(error.to_string()))?.to_string(),
             profile: if cfg!(debug_assertions) { "dev" } else { "release" }.into(),
             nodes: lab.nodes().len(),
             quota: "off; everything of a node is pinned to its CPU".into(),
+            link: "veth pairs on one bridge of the same machine, no limit, no delay".into(),
+            config: options.config.iter().map(ToString::to_string).collect(),
             moves: options.moves,
             pause_ms: PAUSE.as_millis() as u64,
-            clock: "longest gap between two readings of CLOCK_REALTIME by a thread of the process, one each 0.2 ms".into(),
+            clock: "longest gap between two readings of CLOCK_REALTIME by a thread of the process, one each 0.2 ms (node: whole ms)".into(),
             baseline: "criu dump to tmpfs, then restore from it, between the same nodes; workers started before, nothing sent".into(),
-            load_average_before: load_average(),
+            cpu: "from the request to the next move, idle daemons included: cgroup of the node without quota (mosixd, agent, criu); \
+                  plain criu: its rusage"
+                .into(),
+            load_average_before: machine::load_average(),
             load_average_after: String::new(),
+            busy_before,
+            busy_after: 0.0,
+            quiet: false,
         })
+    }
+
+    pub(super) fn finish(&mut self, busy_after: f64) {
+        const QUIET: f64 = 0.1;
+        self.load_average_after = machine::load_average();
+        self.busy_after = busy_after;
+        self.quiet = self.busy_before < QUIET && self.busy_after < QUIET;
     }
 }
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The conditions.
-    pub conditions: Conditions,
-    /// A row by `mosix`, then one by `criu`, for each load.
+    /// A row for each load.
     pub rows: Vec<Row>,
+    /// How much slower a memory-bound program became.
+    pub slow_down: Vec<SlowDown>,
     /// What was not measured, and why.
     pub skipped: Vec<String>,
+    /// The conditions.
+    pub conditions: Conditions,
 }
 
-/// The machine's load averages.
-pub(crate) fn load_average() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
-}
-
-/// Memory that can be had without swapping; `None` if the kernel does not say.
-pub(crate) fn memory_available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
-}
-
-const HEADER: [&str; 16] = [
-    "by",
+const HEADER: [&str; 17] = [
+    "program",
     "RSS MiB",
     "MiB/s",
     "threads",
     "moves",
-    "blackout min",
-    "p50",
+    "blackout p50",
     "p99",
     "max ms",
-    "vs criu",
+    "plain criu p50",
+    "ratio",
     "stalled p50",
-    "freeze p50",
     "total p50",
     "p99 ms",
     "sent MiB",
+    "of allowed",
+    "CPU ms",
     "memory",
 ];
 
@@ -145,9 +248,8 @@ pub fn table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(HEADER);
-    for (index, row) in report.rows.iter().enumerate() {
-        let next = report.rows.get(index + 1).filter(|next| row.kind == "mosix" && next.kind == "criu");
-        table.add_row(line(row, next.and_then(|baseline| ratio(row, baseline))));
+    for row in &report.rows {
+        table.add_row(line(row));
     }
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
@@ -155,34 +257,33 @@ pub fn table(report: &Report) -> Table {
     table
 }
 
-/// Median blackout of `row` as a share of the baseline's.
-fn ratio(row: &Row, baseline: &Row) -> Option<f64> {
-    Some(Summary::of(&row.blackout_ms)?.p50 / Summary::of(&baseline.blackout_ms)?.p50)
-}
-
-fn line(row: &Row, ratio: Option<f64>) -> [String; 16] {
-    let blackout = Summary::of(&row.blackout_ms);
-    let total = Summary::of(&row.total_ms);
-    let sent: Vec<f64> = row.bytes_sent.iter().map(|bytes| *bytes as f64 / f64::from(1 << 20)).collect();
-    let figure = |summary: Option<Summary>, of: fn(Summary) -> f64| summary.map_or_else(|| "-".into(), |s| format!("{:.1}", of(s)));
-    let p50 = |figures: &[f64]| figure(Summary::of(figures), |summary| summary.p50);
+fn line(row: &Row) -> [String; 17] {
+    let mosix = &row.mosix;
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let figure = |figure: Option<f64>| figure.map_or_else(|| "-".into(), |figure| format!("{figure:.1}"));
+    let (blackout, total) = (Summary::of(&mosix.blackout_ms), Summary::of(&mosix.total_ms));
+    let p50 = |figures: &[f64]| Summary::of(figures).map(|summary| summary.p50);
+    let sent: Vec<f64> = mosix.bytes_sent.iter().map(|bytes| mib(*bytes as f64)).collect();
+    let plain = row.plain_criu.as_ref().and_then(|series| p50(&series.blackout_ms));
+    let bad_pages = mosix.bad_pages + row.plain_criu.as_ref().map_or(0, |series| series.bad_pages);
     [
-        row.kind.clone(),
-        (row.rss_bytes >> 20).to_string(),
-        format!("{:.0}", row.dirty_bytes_per_s / f64::from(1 << 20)),
+        row.kind.to_string(),
+        (mosix.rss_bytes >> 20).to_string(),
+        format!("{:.0}", mib(row.dirty_bytes_per_s)),
         row.threads.to_string(),
-        row.blackout_ms.len().to_string(),
-        figure(blackout, |summary| summary.min),
-        figure(blackout, |summary| summary.p50),
-        figure(blackout, |summary| summary.p99),
-        figure(blackout, |summary| summary.max),
-        ratio.map_or_else(String::new, |ratio| format!("{ratio:.2} x")),
-        p50(&row.stalled_ms),
-        p50(&row.freeze_ms),
-        figure(total, |summary| summary.p50),
-        figure(total, |summary| summary.p99),
-        p50(&sent),
-        if row.is_sound() { "right".into() } else { format!("{} bad pages, {} failures", row.bad_pages, row.failures.len()) },
+        mosix.blackout_ms.len().to_string(),
+        figure(blackout.map(|summary| summary.p50)),
+        figure(blackout.map(|summary| summary.p99)),
+        figure(blackout.map(|summary| summary.max)),
+        figure(plain),
+        row.blackout_ratio_p50.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
+        figure(p50(&mosix.stalled_ms)),
+        figure(total.map(|summary| summary.p50)),
+        figure(total.map(|summary| summary.p99)),
+        figure(p50(&sent)),
+        row.sent_of_allowed.map_or_else(|| "-".into(), |share| format!("{share:.2}")),
+        format!("{} + {}", figure(p50(&mosix.cpu_source_ms)), figure(p50(&mosix.cpu_target_ms))),
+        if row.is_sound() { "right".into() } else { format!("{bad_pages} bad pages, {} failures", row.failures().count()) },
     ]
 }
 
@@ -190,46 +291,50 @@ fn line(row: &Row, ratio: Option<f64>) -> [String; 16] {
 mod tests {
     use super::*;
 
-    fn row(kind: &str, blackout_ms: &[f64]) -> Row {
-        Row {
-            kind: kind.into(),
-            rss_bytes: 5 << 20,
-            dirty_bytes_per_s: 0.0,
-            written_bytes_per_s: 0.0,
-            threads: 1,
+    fn series(blackout_ms: &[f64]) -> Series {
+        Series {
+            rss_bytes: 100,
             blackout_ms: blackout_ms.to_vec(),
-            stalled_ms: blackout_ms.to_vec(),
             total_ms: vec![200.0; blackout_ms.len()],
-            freeze_ms: vec![20.0; blackout_ms.len()],
-            bytes_sent: vec![6 << 20; blackout_ms.len()],
-            patched: false,
+            bytes_sent: vec![110; blackout_ms.len()],
+            written_meanwhile_bytes: vec![4; blackout_ms.len()],
             checked_pages: 1,
-            bad_pages: 0,
-            failures: Vec::new(),
+            ..Series::default()
         }
     }
 
+    fn row(mosix: Series, plain: Option<Series>) -> Row {
+        Row::new(Program::Churn, String::new(), 10.0, 1, mosix, plain)
+    }
+
     #[test]
-    fn a_row_is_compared_with_its_baseline() {
-        assert_eq!(ratio(&row("mosix", &[30.0, 10.0, 20.0]), &row("criu", &[40.0])), Some(0.5));
-        assert_eq!(ratio(&row("mosix", &[]), &row("criu", &[40.0])), None);
-        let cells = line(&row("mosix", &[30.0, 10.0, 20.0]), Some(0.5));
-        assert_eq!(cells[5..10], ["10.0", "20.0", "30.0", "30.0", "0.50 x"].map(str::to_owned));
+    fn a_row_is_compared_with_its_baseline_and_with_what_it_may_send() {
+        let row = row(series(&[30.0, 10.0, 20.0]), Some(series(&[40.0])));
+        assert_eq!((row.blackout_p50_ms, row.blackout_p99_ms, row.blackout_ratio_p50), (Some(20.0), Some(30.0), Some(0.5)));
+        assert_eq!(row.sent_of_allowed, Some(1.0));
+        let cells = line(&row);
+        assert_eq!(cells[5..10], ["20.0", "30.0", "30.0", "40.0", "0.50"].map(str::to_owned));
+        assert_eq!((cells[14].as_str(), cells[16].as_str()), ("1.00", "right"));
     }
 
     #[test]
     fn a_row_without_moves_or_with_trouble_says_so() {
-        assert_eq!(line(&row("mosix", &[]), None)[6], "-");
-        let mut broken = row("mosix", &[1.0]);
-        broken.bad_pages = 2;
-        assert!(!broken.is_sound() && line(&broken, None)[15].contains("2 bad pages"));
-        let unchecked = Row { checked_pages: 0, ..row("criu", &[1.0]) };
+        let empty = row(series(&[]), None);
+        assert_eq!((empty.blackout_p50_ms, empty.sent_of_allowed, line(&empty)[5].as_str()), (None, None, "-"));
+        let broken = row(series(&[1.0]), Some(Series { bad_pages: 2, failures: vec!["oh".into()], ..series(&[2.0]) }));
+        assert!(!broken.is_sound() && line(&broken)[16].contains("2 bad pages"));
+        assert_eq!(broken.failures().collect::<Vec<_>>(), ["by plain criu: oh"]);
+        let unchecked = row(Series { checked_pages: 0, ..series(&[1.0]) }, None);
         assert!(!unchecked.is_sound(), "memory that nobody looked at is not right");
     }
 
     #[test]
-    fn the_machine_tells() {
-        assert_eq!(load_average().split(' ').count(), 3);
-        assert!(memory_available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    fn the_promised_names_are_in_the_json() {
+        let json = serde_json::to_value(row(series(&[1.0]), Some(series(&[2.0])))).unwrap();
+        for name in ["kind", "rss_bytes", "dirty_bytes_per_s", "blackout_ms", "total_ms", "bytes_sent", "patched"] {
+            assert!(json.get(name).is_some(), "{name}");
+        }
+        assert_eq!(json["kind"], "churn");
+        assert_eq!(serde_json::from_value::<Row>(json).unwrap().plain_criu.unwrap().blackout_ms, [2.0]);
     }
 }

@@ -13,7 +13,8 @@ use mosix_lab::{Child, Exec, Lab, Node};
 use nix::sys::signal::Signal;
 
 use super::copy_end::{News, Order, Side};
-use super::subject::{Load, Moved, Mover, Subject};
+use super::load::Load;
+use super::subject::{MoveCpu, Moved, Mover, Subject};
 use super::{Tools, bad};
 use crate::{Result, failed};
 
@@ -34,6 +35,7 @@ pub struct ByCriu<'a> {
     pid: i32,
     at: usize,
     holder: Holder,
+    cost: Option<MoveCpu>,
 }
 
 /// What the process is a child of.
@@ -63,11 +65,11 @@ impl<'a> ByCriu<'a> {
         let home = lab.nodes().first().ok_or_else(|| bad("the lab has no nodes"))?;
         let images = Images(PathBuf::from(format!("/dev/shm/mosix-bench-{}", lab.id())));
         raise_pids(home)?;
-        let (subject, stdin, stdout) = Subject::open()?;
-        let exec = Exec::new(load.argv(&tools.churn)).cwd("/").stdin(copy(&stdin)?).stdout(copy(&stdout)?);
+        let (subject, stdin, stdout) = Subject::open(load.program.report_signal())?;
+        let exec = Exec::new(tools.programs.argv(load)).cwd("/").stdin(copy(&stdin)?).stdout(copy(&stdout)?);
         let child = home.spawn(exec.signal_on_disconnect(Signal::SIGKILL))?;
         let pid = child.pid();
-        Ok((Self { lab, tools, images, stdin, stdout, pid, at: 0, holder: Holder::Original(child) }, subject))
+        Ok((Self { lab, tools, images, stdin, stdout, pid, at: 0, holder: Holder::Original(child), cost: None }, subject))
     }
 
     fn end(&self, node: usize, side: Side) -> Result<End> {
@@ -103,12 +105,12 @@ impl Mover for ByCriu<'_> {
         source.wait_until_ready()?;
         target.wait_until_ready()?;
         let asked = Instant::now();
-        let frozen_at_ms = match source.go()? {
-            News::Dumped { frozen_at_ms } => frozen_at_ms,
+        let (frozen_at_ms, source_ms) = match source.go()? {
+            News::Dumped { frozen_at_ms, cpu_ms } => (frozen_at_ms, cpu_ms),
             other => return self.stays(format!("the dump: {other:?}")),
         };
-        let at_ms = match target.go()? {
-            News::Running { at_ms } => at_ms,
+        let (at_ms, target_ms) = match target.go()? {
+            News::Running { at_ms, cpu_ms } => (at_ms, cpu_ms),
             other => return self.stays(format!("the restore: {other:?}")),
         };
         let total_ms = asked.elapsed().as_secs_f64() * 1000.0;
@@ -120,7 +122,12 @@ impl Mover for ByCriu<'_> {
         self.holder = Holder::Restored(target);
         self.at = next;
         self.images.clear()?;
-        Ok(Ok(Moved { total_ms, freeze_ms: at_ms - frozen_at_ms, bytes }))
+        self.cost = Some(MoveCpu { source_ms, target_ms });
+        Ok(Ok(Moved { total_ms, freeze_ms: at_ms - frozen_at_ms, bytes, patched: false, record: None }))
+    }
+
+    fn cpu(&mut self) -> Result<Option<MoveCpu>> {
+        Ok(self.cost.take())
     }
 
     fn signal(&mut self, signal: Signal) -> Result<()> {

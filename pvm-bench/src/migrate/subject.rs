@@ -1,8 +1,6 @@
-//! `churn` as seen from outside, and the moves of one process.
+//! A moved process as seen from outside, and the moves of one.
 
-use std::fmt;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter};
-use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,7 +9,7 @@ use mosix_lab::{LabError, StopFlag};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::report::Row;
+use super::report::Series;
 use super::{PAUSE, bad};
 use crate::{BenchError, Result, failed};
 
@@ -24,41 +22,8 @@ const MAX_LINES: usize = 256;
 /// After so many failed moves the rest is not tried.
 const MAX_FAILURES: usize = 5;
 
-/// What the process is like.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Load {
-    /// Memory, MiB.
-    pub mib: u64,
-    /// Written to random pages, MiB/s.
-    pub rate_mib_s: f64,
-    /// Writers.
-    pub threads: u32,
-}
-
-impl fmt::Display for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} MiB, {} MiB/s, {} threads", self.mib, self.rate_mib_s, self.threads)
-    }
-}
-
-impl Load {
-    /// The command line. All pages are checked at each report up to this size; beyond it a slice is, and all of them at the end.
-    pub(crate) fn argv(&self, churn: &Path) -> Vec<std::ffi::OsString> {
-        const CHECK_ALL_MIB: u64 = 1024;
-        let numbers = [format!("{}", self.mib), format!("{}", self.rate_mib_s), format!("{}", self.threads)];
-        let mut argv = vec![churn.as_os_str().to_owned()];
-        for (name, number) in ["--mib", "--rate-mib-s", "--threads"].into_iter().zip(numbers) {
-            argv.extend([name.into(), number.into()]);
-        }
-        if self.mib <= CHECK_ALL_MIB {
-            argv.push("--verify".into());
-        }
-        argv
-    }
-}
-
 /// What the mover says of a move.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
     /// From request to answer, ms.
     pub total_ms: f64,
@@ -66,6 +31,19 @@ pub struct Moved {
     pub freeze_ms: f64,
     /// Image bytes.
     pub bytes: u64,
+    /// A patched CRIU was used.
+    pub patched: bool,
+    /// The mover's own record of it, as JSON.
+    pub record: Option<serde_json::Value>,
+}
+
+/// CPU time of a move at its two ends, beside the process itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MoveCpu {
+    /// Where it was, ms.
+    pub source_ms: f64,
+    /// Where it is now, ms.
+    pub target_ms: f64,
 }
 
 /// Moves the process, and reaches it where it is.
@@ -75,6 +53,12 @@ pub trait Mover {
     /// # Errors
     /// If it is lost, or nothing more can be done.
     fn shift(&mut self) -> Result<std::result::Result<Moved, String>>;
+
+    /// CPU time since the last move began; `None` if that is not known or has been told.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn cpu(&mut self) -> Result<Option<MoveCpu>>;
 
     /// Signals it.
     ///
@@ -94,27 +78,36 @@ pub trait Mover {
 
 /// A gap that the process saw.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-struct SeenGap {
+pub(crate) struct SeenGap {
     /// When it ended, ms since 1970.
-    until_ms: f64,
-    ms: f64,
+    pub(crate) until_ms: f64,
+    pub(crate) ms: f64,
 }
 
 /// A line of the process.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-struct Said {
+pub(crate) struct Said {
     event: String,
     largest_ms: f64,
     gaps: Vec<SeenGap>,
-    written_bytes: u64,
-    checked_pages: u64,
-    bad_pages: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) checked_pages: u64,
+    pub(crate) bad_pages: u64,
+    pub(crate) first_bad: Option<String>,
+    /// Times, ms since 1970, and how far a loop had come.
+    pub(crate) samples: Vec<(f64, f64)>,
 }
 
 impl Said {
+    /// The longest gap of those that ended after `asked_ms`.
+    pub(crate) fn longest_gap(&self, asked_ms: f64) -> Option<SeenGap> {
+        let gaps = self.gaps.iter().filter(|gap| gap.until_ms >= asked_ms);
+        gaps.max_by(|one, other| one.ms.total_cmp(&other.ms)).copied()
+    }
+
     /// Longest gap, and all together, of those that ended after `asked_ms`. Without a notable one, the longest time between two readings.
-    fn standstill_ms(&self, asked_ms: f64) -> (f64, f64) {
+    pub(crate) fn standstill_ms(&self, asked_ms: f64) -> (f64, f64) {
         let gaps = self.gaps.iter().filter(|gap| gap.until_ms >= asked_ms).map(|gap| gap.ms);
         let longest = gaps.clone().fold(0.0, f64::max);
         if longest > 0.0 { (longest, gaps.sum()) } else { (self.largest_ms, self.largest_ms) }
@@ -126,6 +119,8 @@ impl Said {
 pub struct Subject {
     stdin: Option<PipeWriter>,
     lines: Receiver<String>,
+    /// What makes it report.
+    report: Signal,
 }
 
 impl Subject {
@@ -133,7 +128,7 @@ impl Subject {
     ///
     /// # Errors
     /// If no pipes can be had.
-    pub fn open() -> Result<(Self, PipeReader, PipeWriter)> {
+    pub fn open(report: Signal) -> Result<(Self, PipeReader, PipeWriter)> {
         let (child_stdin, stdin) = std::io::pipe().map_err(failed("making a pipe"))?;
         let (stdout, child_stdout) = std::io::pipe().map_err(failed("making a pipe"))?;
         let (sender, lines) = sync_channel(MAX_LINES);
@@ -145,11 +140,11 @@ impl Subject {
                 }
             }
         });
-        Ok((Self { stdin: Some(stdin), lines }, child_stdin, child_stdout))
+        Ok((Self { stdin: Some(stdin), lines, report }, child_stdin, child_stdout))
     }
 
     /// Waits for a line of this kind. Others do not come in between.
-    fn expect(&self, event: &str, stop: &StopFlag) -> Result<Said> {
+    pub(crate) fn expect(&self, event: &str, stop: &StopFlag) -> Result<Said> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             stop.check()?;
@@ -165,93 +160,92 @@ impl Subject {
         }
     }
 
-    /// Moves the process that often and ends it. Whatever goes wrong with it ends its row, which says so.
+    /// Asks for a report and waits for it.
+    pub(crate) fn report(&self, mover: &mut dyn Mover, stop: &StopFlag) -> Result<Said> {
+        mover.signal(self.report)?;
+        self.expect("report", stop)
+    }
+
+    /// Ends the process by the end of its input; its last line. It must end well.
+    pub(crate) fn end(&mut self, mover: &mut dyn Mover, stop: &StopFlag) -> Result<(Said, ExitStatus)> {
+        drop(self.stdin.take());
+        let said = self.expect("end", stop)?;
+        let status = mover.ended(PATIENCE)?.ok_or_else(|| bad("the process does not end"))?;
+        Ok((said, status))
+    }
+
+    /// Moves the process that often and ends it. Whatever goes wrong with it ends its series, which says so.
     ///
     /// # Errors
     /// On the user's wish to stop.
-    pub fn measure(mut self, kind: &str, load: Load, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<Row> {
-        let mut row = empty_row(kind, load);
-        match self.drive(&mut row, moves, mover, stop) {
+    pub fn measure(mut self, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<Series> {
+        let mut series = Series::default();
+        match self.drive(&mut series, moves, mover, stop) {
             Err(BenchError::Lab(LabError::Interrupted)) => return Err(LabError::Interrupted.into()),
-            Err(error) => row.failures.push(error.to_string()),
+            Err(error) => series.failures.push(error.to_string()),
             Ok(()) => {}
         }
-        Ok(row)
+        Ok(series)
     }
 
-    fn drive(&mut self, row: &mut Row, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<()> {
+    fn drive(&mut self, series: &mut Series, moves: u32, mover: &mut dyn Mover, stop: &StopFlag) -> Result<()> {
         self.expect("ready", stop)?;
-        row.rss_bytes = mover.pid_outside().and_then(rss_bytes).unwrap_or(0);
+        series.rss_bytes = mover.pid_outside().and_then(rss_bytes).unwrap_or(0);
+        std::thread::sleep(PAUSE);
+        // What it wrote while it filled its memory is not counted.
+        note_memory(series, &self.report(mover, stop)?);
         let started = Instant::now();
         let mut written = 0;
         for _ in 0..moves {
-            std::thread::sleep(PAUSE);
-            written += self.move_once(row, mover, stop)?;
-            row.written_bytes_per_s = written as f64 / started.elapsed().as_secs_f64();
-            if row.failures.len() >= MAX_FAILURES {
+            written += self.move_once(series, mover, stop)?;
+            series.written_bytes_per_s = written as f64 / started.elapsed().as_secs_f64();
+            if series.failures.len() >= MAX_FAILURES {
                 break;
             }
         }
-        self.finish(row, mover, stop)
-    }
-
-    /// One move and the process's report of it; gives the bytes that it wrote since the last report.
-    fn move_once(&self, row: &mut Row, mover: &mut dyn Mover, stop: &StopFlag) -> Result<u64> {
-        let asked_ms = now_ms();
-        let moved = mover.shift()?;
-        std::thread::sleep(SETTLE);
-        mover.signal(Signal::SIGUSR1)?;
-        let said = self.expect("report", stop)?;
-        note_memory(row, &said);
-        match moved {
-            Ok(moved) => {
-                let (longest, all) = said.standstill_ms(asked_ms);
-                row.blackout_ms.push(longest);
-                row.stalled_ms.push(all);
-                row.total_ms.push(moved.total_ms);
-                row.freeze_ms.push(moved.freeze_ms);
-                row.bytes_sent.push(moved.bytes);
-            }
-            Err(why) => row.failures.push(why),
-        }
-        Ok(said.written_bytes)
-    }
-
-    fn finish(&mut self, row: &mut Row, mover: &mut dyn Mover, stop: &StopFlag) -> Result<()> {
-        drop(self.stdin.take());
-        note_memory(row, &self.expect("end", stop)?);
-        match mover.ended(PATIENCE)? {
-            Some(status) if status.success() => {}
-            Some(status) => row.failures.push(format!("the process ended with {status}")),
-            None => return Err(bad("the process does not end")),
+        let (said, status) = self.end(mover, stop)?;
+        note_memory(series, &said);
+        if !status.success() {
+            series.failures.push(format!("the process ended with {status}"));
         }
         Ok(())
     }
-}
 
-fn empty_row(kind: &str, load: Load) -> Row {
-    Row {
-        kind: kind.into(),
-        rss_bytes: 0,
-        dirty_bytes_per_s: load.rate_mib_s * f64::from(1 << 20),
-        written_bytes_per_s: 0.0,
-        threads: load.threads,
-        blackout_ms: Vec::new(),
-        stalled_ms: Vec::new(),
-        total_ms: Vec::new(),
-        freeze_ms: Vec::new(),
-        bytes_sent: Vec::new(),
-        // The moves of this version need no patches.
-        patched: false,
-        checked_pages: 0,
-        bad_pages: 0,
-        failures: Vec::new(),
+    /// One move and the process's report of it; gives the bytes that it wrote since the last report.
+    fn move_once(&self, series: &mut Series, mover: &mut dyn Mover, stop: &StopFlag) -> Result<u64> {
+        let (reported, asked_ms) = (Instant::now(), now_ms());
+        let moved = mover.shift()?;
+        std::thread::sleep(SETTLE);
+        let said = self.report(mover, stop)?;
+        let ran_s = reported.elapsed().as_secs_f64();
+        note_memory(series, &said);
+        std::thread::sleep(PAUSE);
+        match moved {
+            Ok(moved) => {
+                let (longest, all) = said.standstill_ms(asked_ms);
+                series.blackout_ms.push(longest);
+                series.stalled_ms.push(all);
+                // It writes all the time between two reports, of which the move is the largest part.
+                let share = (moved.total_ms / 1000.0 / ran_s).min(1.0);
+                series.written_meanwhile_bytes.push((said.written_bytes as f64 * share) as u64);
+                if let Some(cpu) = mover.cpu()? {
+                    series.cpu_source_ms.push(cpu.source_ms);
+                    series.cpu_target_ms.push(cpu.target_ms);
+                }
+                series.note_move(moved);
+            }
+            Err(why) => series.failures.push(why),
+        }
+        Ok(said.written_bytes)
     }
 }
 
-fn note_memory(row: &mut Row, said: &Said) {
-    row.checked_pages += said.checked_pages;
-    row.bad_pages += said.bad_pages;
+fn note_memory(series: &mut Series, said: &Said) {
+    series.checked_pages += said.checked_pages;
+    series.bad_pages += said.bad_pages;
+    if let Some(first) = &said.first_bad {
+        series.failures.push(format!("wrong memory: {first}"));
+    }
 }
 
 /// The time of the day as the process sees it, too: ms since 1970.
@@ -272,9 +266,11 @@ mod tests {
     #[test]
     fn lines_of_the_process_are_understood() {
         let line = r#"{"event":"report","largest_ms":31.5,"gaps":[{"until_ms":900.0,"ms":40.0},{"until_ms":1000.5,"ms":31.5},{"until_ms":1003.0,"ms":2.5}],
-            "readings":9,"written_bytes":4096,"checked_pages":3,"bad_pages":1,"first_bad":2}"#;
+            "readings":9,"written_bytes":4096,"checked_pages":3,"bad_pages":1,"first_bad":"page 2","samples":[[1.0,2],[3.5,4]]}"#;
         let said: Said = serde_json::from_str(line).unwrap();
         assert_eq!((said.checked_pages, said.bad_pages, said.written_bytes), (3, 1, 4096));
+        assert_eq!(said.longest_gap(950.0), Some(SeenGap { until_ms: 1000.5, ms: 31.5 }));
+        assert_eq!((said.longest_gap(2000.0), said.samples.len()), (None, 2));
         assert_eq!(said.standstill_ms(950.0), (31.5, 34.0), "what ended before the move was asked for is not its doing");
         assert_eq!(said.standstill_ms(2000.0), (31.5, 31.5));
     }
@@ -285,6 +281,7 @@ mod tests {
         moves: Vec<std::result::Result<Moved, String>>,
         bad_pages: u64,
         status: i32,
+        reports: u32,
     }
 
     impl Fake {
@@ -298,11 +295,11 @@ mod tests {
             writeln!(self.stdout.as_mut().unwrap(), "{line}").unwrap();
         }
 
-        fn measured(mut self, moves: u32) -> Row {
-            let (subject, _stdin, stdout) = Subject::open().unwrap();
+        fn measured(mut self, moves: u32) -> Series {
+            let (subject, _stdin, stdout) = Subject::open(Signal::SIGUSR1).unwrap();
             self.stdout = Some(stdout);
             self.say("ready");
-            subject.measure("fake", Load { mib: 1, rate_mib_s: 1.0, threads: 1 }, moves, &mut self, &StopFlag::default()).unwrap()
+            subject.measure(moves, &mut self, &StopFlag::default()).unwrap()
         }
     }
 
@@ -311,9 +308,15 @@ mod tests {
             self.moves.pop().ok_or_else(|| bad("lost"))
         }
 
-        fn signal(&mut self, _: Signal) -> Result<()> {
+        fn cpu(&mut self) -> Result<Option<MoveCpu>> {
+            Ok(Some(MoveCpu { source_ms: 3.0, target_ms: 4.0 }))
+        }
+
+        fn signal(&mut self, signal: Signal) -> Result<()> {
+            assert_eq!(signal, Signal::SIGUSR1);
             self.say("report");
-            if self.moves.is_empty() {
+            self.reports += 1;
+            if self.moves.is_empty() && self.reports > 1 {
                 self.say("end");
             }
             Ok(())
@@ -328,34 +331,31 @@ mod tests {
         }
     }
 
-    const MOVED: Moved = Moved { total_ms: 9.0, freeze_ms: 8.0, bytes: 5 };
+    const MOVED: Moved = Moved { total_ms: 9.0, freeze_ms: 8.0, bytes: 5, patched: true, record: None };
 
-    #[test]
-    fn good_moves_make_a_sound_row() {
-        let row = Fake { stdout: None, moves: vec![Ok(MOVED), Ok(MOVED)], bad_pages: 0, status: 0 }.measured(2);
-        assert!(row.is_sound(), "{row:?}");
-        assert_eq!((row.blackout_ms.as_slice(), row.bytes_sent.as_slice(), row.checked_pages), (&[7.0, 7.0][..], &[5, 5][..], 27));
+    fn fake(moves: Vec<std::result::Result<Moved, String>>) -> Fake {
+        Fake { stdout: None, moves, bad_pages: 0, status: 0, reports: 0 }
     }
 
     #[test]
-    fn whatever_goes_wrong_is_in_the_row() {
-        let refused = Fake { stdout: None, moves: vec![Ok(MOVED), Err("no".into())], bad_pages: 0, status: 0 }.measured(2);
+    fn good_moves_make_a_sound_series() {
+        let series = fake(vec![Ok(MOVED), Ok(MOVED)]).measured(2);
+        assert!(series.is_sound() && series.patched, "{series:?}");
+        assert_eq!((series.blackout_ms.as_slice(), series.bytes_sent.as_slice()), (&[7.0, 7.0][..], &[5, 5][..]));
+        assert_eq!((series.checked_pages, series.cpu_source_ms.as_slice()), (36, &[3.0, 3.0][..]));
+    }
+
+    #[test]
+    fn whatever_goes_wrong_is_in_the_series() {
+        // Taken from the end.
+        let refused = fake(vec![Ok(MOVED), Err("no".into())]).measured(2);
         assert_eq!((refused.blackout_ms.len(), refused.failures.as_slice()), (1, &["no".to_owned()][..]));
-        let damaged = Fake { stdout: None, moves: vec![Ok(MOVED)], bad_pages: 1, status: 0 }.measured(1);
-        assert_eq!((damaged.bad_pages, damaged.is_sound()), (2, false));
-        let killed = Fake { stdout: None, moves: vec![Ok(MOVED)], bad_pages: 0, status: 9 }.measured(1);
+        let damaged = Fake { bad_pages: 1, ..fake(vec![Ok(MOVED)]) }.measured(1);
+        assert_eq!((damaged.bad_pages, damaged.is_sound()), (3, false));
+        let killed = Fake { status: 9, ..fake(vec![Ok(MOVED)]) }.measured(1);
         assert!(killed.failures[0].contains("signal: 9"), "{killed:?}");
-        let lost = Fake { stdout: None, moves: Vec::new(), bad_pages: 0, status: 0 }.measured(1);
+        let lost = fake(Vec::new()).measured(1);
         assert!(lost.failures[0].contains("lost") && lost.blackout_ms.is_empty(), "{lost:?}");
-    }
-
-    #[test]
-    fn the_command_line_fits_churn() {
-        let load = Load { mib: 4, rate_mib_s: 2.5, threads: 3 };
-        let words = load.argv(Path::new("churn")).into_iter().skip(1).map(|word| word.into_string().unwrap());
-        let args = mosix_workloads::churn::args::parse(words).unwrap();
-        assert_eq!((args.mib, args.rate_mib_s, args.threads, args.verify), (4, 2.5, 3, true));
-        assert!(!Load { mib: 4096, ..load }.argv(Path::new("churn")).contains(&"--verify".into()));
     }
 
     #[test]

@@ -31,7 +31,7 @@ exit $wrong"#;
 const ROUNDS: u64 = 1_500_000;
 
 fn expected(child: u64) -> String {
-    if child % 2 == 0 {
+    if child.is_multiple_of(2) {
         return "done\n".into();
     }
     format!("{}\n", (0..ROUNDS).fold(child, |sum, round| (sum * 31 + round) % 1_000_003))

@@ -109,13 +109,23 @@ impl Bed {
         child
     }
 
+    /// The variable by which a test's processes are found, for programs that are started by others.
+    pub(crate) fn mark_variable(&self, mark: &str) -> String {
+        format!("{MARK}={}", self.mark(mark))
+    }
+
+    /// Cuts a node's link, or restores it.
+    pub(crate) fn set_link(&self, node: usize, up: bool) {
+        self.lab.set_link(self.node(node), up).unwrap();
+    }
+
     fn mark(&self, mark: &str) -> String {
         format!("{}-{mark}-", self.id)
     }
 
     /// The processes with this mark on all nodes, stubs not counted: their pids as this test sees them.
     pub(crate) fn bodies(&self, mark: &str) -> Vec<i32> {
-        processes::with_environment(&format!("{MARK}={}", self.mark(mark)))
+        processes::with_environment(&self.mark_variable(mark))
     }
 
     /// The nodes of the processes with this mark.
@@ -221,7 +231,7 @@ impl DerefMut for Bed {
 }
 
 /// Reasons to ask again: the last move is answered a moment before all of it is done, and a shell opens files while it starts.
-const PASSING: [&str; 3] = ["being moved already", "open files changed meanwhile", "while it was being frozen"];
+pub(crate) const PASSING: [&str; 3] = ["being moved already", "open files changed meanwhile", "while it was being frozen"];
 
 /// Asks the daemon at `socket` for a move; an error is its reason in words.
 pub(crate) fn migrate(socket: &Path, pid: i32, target: &str) -> Result<Moved, String> {

@@ -8,10 +8,10 @@ use mosix_lab::Child;
 use crate::bed::{self, Bed, eventually};
 
 /// What it ends with when it is asked to.
-const STATUS: i32 = 7;
+pub(crate) const STATUS: i32 = 7;
 
 /// No forks and no other files: dash and bash do all of this themselves.
-const SCRIPT: &str = r#"exec >>"$1"; i=0
+pub(crate) const SCRIPT: &str = r#"exec >>"$1"; i=0
 while [ ! -e "$1.stop" ]; do
     echo $i; i=$((i+1)); j=0
     while [ $j -lt 200 ]; do j=$((j+1)); done
@@ -64,12 +64,7 @@ impl Counter {
 
     /// No number is missing and none came twice.
     pub(crate) fn assert_no_gap(&self) {
-        let text = self.numbers();
-        // The last line may be half written.
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-        for (expected, line) in complete.lines().enumerate() {
-            assert_eq!(line, expected.to_string(), "{}, line {expected}: set back, doubled or torn", self.mark);
-        }
+        assert_no_gap(&self.mark, &self.numbers());
     }
 
     /// It was killed: nothing of it is left on any node.
@@ -92,6 +87,15 @@ impl Counter {
             let places = bed.places(&self.mark);
             if places.is_empty() { Ok(()) } else { Err(format!("{} is on {places:?}", self.mark)) }
         });
+    }
+}
+
+/// No number is missing and none came twice.
+pub(crate) fn assert_no_gap(who: &str, text: &str) {
+    // The last line may be half written.
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    for (expected, line) in complete.lines().enumerate() {
+        assert_eq!(line, expected.to_string(), "{who}, line {expected}: set back, doubled or torn");
     }
 }
 

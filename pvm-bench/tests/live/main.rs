@@ -9,12 +9,15 @@
 
 mod bed;
 mod counter;
+mod job;
 mod processes;
+mod steps;
 
 mod balancing;
 mod crash_home;
 mod crash_target;
 mod endings;
+mod faults;
 mod hostile;
 mod pipes;
 mod refusals;

@@ -1,7 +1,7 @@
 //! `churn`'s command line, read by hand: an argument parser would travel with every move.
 
 /// How it is called.
-pub const USAGE: &str = "usage: churn --mib N [--rate-mib-s R] [--threads T] [--verify]";
+pub const USAGE: &str = "usage: churn --mib N [--rate-mib-s R] [--threads T] [--walk-mib W] [--verify]";
 
 /// Most memory: what a lab's machine can have.
 const MAX_MIB: u64 = 1 << 20;
@@ -19,6 +19,8 @@ pub struct Args {
     pub rate_mib_s: f64,
     /// Writers.
     pub threads: u32,
+    /// Memory that one more thread walks through, MiB; without it there is no such thread.
+    pub walk_mib: u64,
     /// Check all pages at every report, not just the next slice of them.
     pub verify: bool,
 }
@@ -28,19 +30,23 @@ pub struct Args {
 /// # Errors
 /// In words.
 pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut args = Args { mib: 0, rate_mib_s: 0.0, threads: 1, verify: false };
+    let mut args = Args { mib: 0, rate_mib_s: 0.0, threads: 1, walk_mib: 0, verify: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--mib" => args.mib = value()?.parse().map_err(|_| "--mib needs a whole number".to_owned())?,
             "--rate-mib-s" => args.rate_mib_s = value()?.parse().map_err(|_| "--rate-mib-s needs a number".to_owned())?,
             "--threads" => args.threads = value()?.parse().map_err(|_| "--threads needs a whole number".to_owned())?,
+            "--walk-mib" => args.walk_mib = value()?.parse().map_err(|_| "--walk-mib needs a whole number".to_owned())?,
             "--verify" => args.verify = true,
             _ => return Err(format!("what is `{word}`?")),
         }
     }
     if !(1..=MAX_MIB).contains(&args.mib) {
         return Err(format!("--mib must be within 1 and {MAX_MIB}"));
+    }
+    if args.walk_mib > MAX_MIB {
+        return Err(format!("--walk-mib must be at most {MAX_MIB}"));
     }
     if !(0.0..=MAX_RATE).contains(&args.rate_mib_s) {
         return Err(format!("--rate-mib-s must be within 0 and {MAX_RATE}"));
@@ -61,9 +67,9 @@ mod tests {
 
     #[test]
     fn good_lines() {
-        assert_eq!(parsed("--mib 4"), Ok(Args { mib: 4, rate_mib_s: 0.0, threads: 1, verify: false }));
-        let all = parsed("--verify --threads 32 --mib 64 --rate-mib-s 12.5");
-        assert_eq!(all, Ok(Args { mib: 64, rate_mib_s: 12.5, threads: 32, verify: true }));
+        assert_eq!(parsed("--mib 4"), Ok(Args { mib: 4, rate_mib_s: 0.0, threads: 1, walk_mib: 0, verify: false }));
+        let all = parsed("--verify --threads 32 --mib 64 --rate-mib-s 12.5 --walk-mib 8");
+        assert_eq!(all, Ok(Args { mib: 64, rate_mib_s: 12.5, threads: 32, walk_mib: 8, verify: true }));
     }
 
     #[test]
@@ -76,6 +82,8 @@ mod tests {
             "--mib 4 --rate-mib-s -1",
             "--mib 4 --rate-mib-s NaN",
             "--mib 4 --threads 0",
+            "--mib 4 --walk-mib -1",
+            "--mib 4 --walk-mib 9999999",
             "--mib 4 --what",
         ] {
             assert!(parsed(line).is_err(), "{line}");

@@ -10,7 +10,7 @@ const MAX_ARREARS: Duration = Duration::from_millis(20);
 /// Turns time into pages, at a rate.
 #[derive(Debug)]
 pub struct Pace {
-    pages_per_s: f64,
+    per_s: f64,
     last: Option<Duration>,
     owed: f64,
 }
@@ -18,13 +18,18 @@ pub struct Pace {
 impl Pace {
     /// A writer that is one of `writers` which together write `mib_per_s`.
     pub fn new(mib_per_s: f64, writers: u32) -> Self {
-        Self { pages_per_s: mib_per_s * PAGES_PER_MIB as f64 / f64::from(writers.max(1)), last: None, owed: 0.0 }
+        Self::per_second(mib_per_s * PAGES_PER_MIB as f64 / f64::from(writers.max(1)))
+    }
+
+    /// So many things a second.
+    pub fn per_second(rate: f64) -> Self {
+        Self { per_s: rate, last: None, owed: 0.0 }
     }
 
     /// Whole pages that are due at `now` (the time of the day).
     pub fn due(&mut self, now: Duration) -> usize {
         let passed = self.last.replace(now).and_then(|last| now.checked_sub(last)).unwrap_or_default();
-        self.owed += passed.min(MAX_ARREARS).as_secs_f64() * self.pages_per_s;
+        self.owed += passed.min(MAX_ARREARS).as_secs_f64() * self.per_s;
         let whole = self.owed.floor();
         self.owed -= whole;
         whole as usize
