@@ -1,7 +1,7 @@
 //! The daemon's answers as text for people.
 
 use comfy_table::{CellAlignment, Table, presets};
-use mosix_wire::control::{Explained, Moved, NodeRow, ProcessRow, Stats, Status};
+use mosix_wire::control::{Downtime, Explained, Moved, NodeRow, ProcessRow, Stats, Status};
 
 use crate::format::{bytes, clean, milliseconds, seconds};
 
@@ -56,17 +56,42 @@ pub(crate) fn processes(processes: &[ProcessRow]) -> String {
     text_of(&table)
 }
 
-/// One line about a move.
+/// One line about a move, and where its time went.
 pub(crate) fn moved(moved: &Moved) -> String {
     format!(
-        "process {} moved from {} to {}: {} in all, of which it stood still for {}; {} sent\n",
+        "process {} moved from {} to {}: {} in all, of which it stood still for {}; {} sent\n{}",
         moved.pid,
         clean(&moved.from),
         clean(&moved.to),
         milliseconds(moved.total_ms),
         milliseconds(moved.freeze_ms),
-        bytes(moved.image_bytes)
+        bytes(moved.sent_bytes),
+        downtime(&moved.record)
     )
+}
+
+fn downtime(record: &Downtime) -> String {
+    let mut text = format!("  target ready after {}", milliseconds(record.prepare_ms));
+    if !record.frozen_because.is_empty() {
+        let rounds: Vec<String> = record.rounds.iter().map(|round| bytes(round.bytes)).collect();
+        text += &format!(
+            "; memory copied in {} while it ran ({}): {}",
+            milliseconds(record.precopy_ms),
+            rounds.join(", "),
+            clean(&record.frozen_because)
+        );
+    }
+    text += &format!("\n  after the stop: images complete at {}", milliseconds(record.dump_ms));
+    if record.delta_ms > 0.0 {
+        text += &format!(", last pages sent at {}", milliseconds(record.delta_ms));
+    }
+    text += &format!(
+        ", all sent at {}, copy complete at {}, running at {}\n",
+        milliseconds(record.sent_ms),
+        milliseconds(record.prepared_ms),
+        milliseconds(record.freeze_ms)
+    );
+    text
 }
 
 /// What keeps a process where it is, and what was decided about it.
@@ -202,10 +227,22 @@ ws3   unknown      -     -     -        -          -       -     -      -
     }
 
     #[test]
-    fn a_move_is_one_line() {
-        let text = moved(&Moved { pid: 7, from: "a".into(), to: "b".into(), total_ms: 143.2, freeze_ms: 31.04, image_bytes: 1 << 20 });
-        let expected = "process 7 moved from a to b: 143 ms in all, of which it stood still for 31.0 ms; 1.0 MiB sent\n";
-        assert_eq!(text, expected);
+    fn a_move_is_told_with_its_parts() {
+        let mut record =
+            Downtime { prepare_ms: 20.0, dump_ms: 12.0, sent_ms: 13.5, prepared_ms: 25.0, freeze_ms: 31.04, ..Downtime::default() };
+        let told = |record: &Downtime| {
+            let (from, to, record) = ("a".into(), "b".into(), record.clone());
+            moved(&Moved { pid: 7, from, to, total_ms: 143.2, freeze_ms: 31.04, sent_bytes: 1 << 20, record })
+        };
+        let first = "process 7 moved from a to b: 143 ms in all, of which it stood still for 31.0 ms; 1.0 MiB sent\n";
+        let last = "all sent at 13.5 ms, copy complete at 25.0 ms, running at 31.0 ms\n";
+        assert_eq!(told(&record), format!("{first}  target ready after 20.0 ms\n  after the stop: images complete at 12.0 ms, {last}"));
+        record.frozen_because = "it fits".into();
+        record.rounds = vec![mosix_wire::control::Round { bytes: 4 << 20, ms: 9.0 }, mosix_wire::control::Round { bytes: 8192, ms: 1.0 }];
+        (record.precopy_ms, record.delta_ms) = (11.0, 3.0);
+        let text = told(&record);
+        assert!(text.contains("; memory copied in 11.0 ms while it ran (4.0 MiB, 8.0 KiB): it fits\n"), "{text}");
+        assert!(text.contains("complete at 12.0 ms, last pages sent at 3.0 ms, all sent"), "{text}");
     }
 
     #[test]

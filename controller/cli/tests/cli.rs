@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use mosix_wire::control::{DecisionRow, Explained, Moved, NodeRow, ProcessRow, Reply, Request, Stats, Status};
+use mosix_wire::control::{DecisionRow, Downtime, Explained, Moved, NodeRow, ProcessRow, Reply, Request, Stats, Status};
 
 /// A daemon that answers each connection's request with what `answer` makes of it, written as it is.
 struct FakeDaemon {
@@ -83,7 +83,7 @@ fn status() -> Status {
 }
 
 fn moved() -> Moved {
-    Moved { pid: 77, from: "ws1".into(), to: "ws2".into(), total_ms: 90.0, freeze_ms: 20.5, image_bytes: 4096 }
+    Moved { pid: 77, from: "ws1".into(), to: "ws2".into(), total_ms: 90.0, freeze_ms: 20.5, sent_bytes: 4096, record: Downtime::default() }
 }
 
 #[test]

@@ -146,12 +146,7 @@ impl Moving {
     /// For the one who sends.
     pub(crate) fn pages(&self, kerndat: PathBuf) -> Pages {
         Pages {
-            goal: Goal {
-                rest: Duration::from_millis(self.rest_ms),
-                max_rounds: self.rounds,
-                max_factor: self.factor,
-                ..Goal::default()
-            },
+            goal: Goal { rest: Duration::from_millis(self.rest_ms), max_rounds: self.rounds, max_factor: self.factor, ..Goal::default() },
             track: self.track.map(|track| match track {
                 Track::WriteProtect => TrackKind::WriteProtect,
                 Track::SoftDirty => TrackKind::SoftDirty,
@@ -225,7 +220,9 @@ impl Config {
             bail!("timing.period_ms = {} is not between 10 and 3600000", self.timing.period_ms);
         }
         if self.moving.rounds == 0 || !(self.moving.factor >= 1.0) || self.moving.limit_mib_per_s == Some(0) {
-            bail!("moving.rounds and moving.factor must be at least 1, moving.limit_mib_per_s above 0; to copy nothing beforehand set moving.precopy = false");
+            bail!(
+                "moving.rounds and moving.factor must be at least 1, moving.limit_mib_per_s above 0; to copy nothing beforehand set moving.precopy = false"
+            );
         }
         if self.policy.max_in == 0 || self.policy.max_out == 0 {
             bail!("policy.max_in and policy.max_out must be at least 1; to keep processes here set policy.balance = false");

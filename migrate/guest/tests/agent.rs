@@ -12,8 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mosix_criu::freezer::{Freezer, dump_and_hold};
-use mosix_criu::{Criu, DumpRequest};
-use mosix_guest::{Carried, ChannelSpec, Direction, End, FromAgent, Setup, ToAgent, receive, send};
+use mosix_criu::{Criu, DumpOptions, DumpRequest};
+use mosix_guest::{Carried, ChannelSpec, Direction, DumpStep, End, FromAgent, Setup, ToAgent, receive, send};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -67,7 +67,8 @@ impl Home {
 
     fn dump(&self) {
         let request = DumpRequest { pid: self.child.id() as i32, images_dir: self.images.path(), external: &[], shell_job: true };
-        dump_and_hold(&Criu::at(&self.criu), &request, &self.freezer, &[], DEADLINE).unwrap();
+        let criu = Criu::at(&self.criu);
+        dump_and_hold(&criu, &request, &DumpOptions::default(), &self.freezer, &[], DEADLINE, &mut |_| Ok(())).unwrap();
     }
 
     fn carried(&self) -> Carried {
@@ -94,6 +95,8 @@ impl Home {
             dump_cgroups: vec![],
             cpus: vec![],
             criu_deadline_ms: 8_000,
+            images_dir: self.images.path().to_string_lossy().into_owned(),
+            premem: None,
         }
     }
 }
@@ -136,8 +139,8 @@ impl Agent {
         receive(&mut self.socket).unwrap()
     }
 
-    fn restore(&mut self, images: &Path, carried: Carried) {
-        self.tell(ToAgent::Restore { images_dir: images.to_string_lossy().into_owned(), carried });
+    fn restore(&mut self, carried: Carried) {
+        self.tell(ToAgent::Restore { carried });
         assert_eq!(self.hear(), FromAgent::Prepared);
     }
 
@@ -183,7 +186,7 @@ fn lab_a_guest_reads_writes_takes_signals_and_ends_exactly() {
     let home = Home::start(&criu, ECHO, "exact");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path(), home.carried());
+    agent.restore(home.carried());
     agent.commit();
     agent.feed("one\n");
     let expected = format!("got one as {} {}\n", home.child.id(), std::process::id());
@@ -213,7 +216,7 @@ fn lab_a_signal_death_is_reported_as_one() {
     let home = Home::start(&criu, ECHO, "death");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path(), home.carried());
+    agent.restore(home.carried());
     agent.commit();
     agent.tell(ToAgent::Signal { signo: libc::SIGTERM, value: None });
     loop {
@@ -235,7 +238,7 @@ fn lab_an_abort_leaves_no_copy_and_the_original_goes_on() {
     home.dump();
     {
         let mut agent = Agent::start(home.setup(1));
-        agent.restore(home.images.path(), home.carried());
+        agent.restore(home.carried());
         agent.tell(ToAgent::Abort);
         assert!(matches!(agent.hear(), FromAgent::Failed { .. }));
         assert!(agent.freezer.members().is_empty(), "a copy is left");
@@ -255,7 +258,7 @@ fn lab_an_agent_without_mosixd_takes_its_copy_with_it() {
     let home = Home::start(&criu, ECHO, "orphan");
     home.dump();
     let mut agent = Agent::start(home.setup(1));
-    agent.restore(home.images.path(), home.carried());
+    agent.restore(home.carried());
     assert_eq!(agent.freezer.members().len(), 1);
     let freezer = agent.freezer.clone();
     drop(agent);
@@ -270,7 +273,7 @@ fn lab_a_guest_hops_on_with_its_unread_input() {
     std::thread::sleep(Duration::from_millis(1200));
     home.dump();
     let mut first = Agent::start(home.setup(1));
-    first.restore(home.images.path(), home.carried());
+    first.restore(home.carried());
     first.commit();
     first.tell(ToAgent::Signal { signo: libc::SIGSTOP, value: None });
     assert_eq!(first.hear(), FromAgent::Stopped { signal: libc::SIGSTOP });
@@ -286,16 +289,23 @@ fn lab_a_guest_hops_on_with_its_unread_input() {
     }
     assert_eq!(text, "got unread\n");
     let images = tempfile::tempdir().unwrap();
-    first.tell(ToAgent::Dump { images_dir: images.path().to_string_lossy().into_owned() });
+    let images_dir = images.path().to_string_lossy().into_owned();
+    first.tell(ToAgent::Dump { images_dir: images_dir.clone(), skeleton: None });
+    for (step, waits) in [(DumpStep::Before, true), (DumpStep::Stopped, false), (DumpStep::Held, true)] {
+        assert_eq!(first.hear(), FromAgent::Step(step));
+        if waits {
+            first.tell(ToAgent::GoOn { veto: None });
+        }
+    }
     let FromAgent::Dumped { mut carried, .. } = first.hear() else { panic!("no dump") };
     assert!(carried.unread.is_empty() && carried.max_tid >= home.child.id() as i32);
-    let mut setup = home.setup(2);
+    let mut setup = Setup { images_dir, ..home.setup(2) };
     for channel in &mut setup.channels {
         channel.key = first.keys.iter().find(|(id, _)| *id == channel.id).unwrap().1.clone();
     }
     carried.unread = vec![(0, b"carried\n".to_vec())];
     let mut second = Agent::start(setup);
-    second.restore(images.path(), carried);
+    second.restore(carried);
     second.commit();
     first.tell(ToAgent::Release);
     assert_eq!(second.hear_text(12), "got carried\n");

@@ -84,7 +84,7 @@ impl Mover for ByMosix<'_> {
                 // All that the daemon tells, also what this version does not know.
                 let record = serde_json::to_value(&moved).unwrap_or_default();
                 let patched = record.get("patched").and_then(serde_json::Value::as_bool).unwrap_or(false);
-                let (total_ms, freeze_ms, bytes) = (moved.total_ms, moved.freeze_ms, moved.image_bytes);
+                let (total_ms, freeze_ms, bytes) = (moved.total_ms, moved.freeze_ms, moved.sent_bytes);
                 Ok(Ok(Moved { total_ms, freeze_ms, bytes, patched, record: Some(record) }))
             }
             Ok(other) => Err(bad(format!("not the answer to a move: {other:?}"))),

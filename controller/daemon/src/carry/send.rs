@@ -113,7 +113,13 @@ pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &(dyn Fn() ->
 }
 
 /// Everything in the images, all of it in the blackout.
-fn send_images(mut link: Link, dir: &Path, dumper: &mut dyn Dumper, check: &(dyn Fn() -> Result<()> + Sync), mut record: Downtime) -> Result<Sent> {
+fn send_images(
+    mut link: Link,
+    dir: &Path,
+    dumper: &mut dyn Dumper,
+    check: &(dyn Fn() -> Result<()> + Sync),
+    mut record: Downtime,
+) -> Result<Sent> {
     let held = dumper.dump(&DumpOptions::default(), &mut |_| Ok(()))?;
     record.dump_ms = ms(held.since);
     record.image_bytes = files::send(&mut link, dir)?;

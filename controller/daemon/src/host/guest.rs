@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mosix_criu::freezer::Freezer;
 use mosix_engine::commit::{Destination, DestinationAction as Do, DestinationEvent as On, DestinationState, Stamp};
 use mosix_guest::{Carried, FromAgent, Setup, ToAgent};
-use mosix_wire::blocking::BlockingStream;
 use mosix_policy::{Request, Reserved, Verdict, admit};
+use mosix_wire::blocking::BlockingStream;
 use mosix_wire::frame;
 use mosix_wire::tls::Stream;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};

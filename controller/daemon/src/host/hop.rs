@@ -20,7 +20,7 @@ use super::guest::{Event, Run, is_urgent};
 use crate::balance;
 use crate::carry::send::{Dumper, Held, Parcel, Sent, send};
 use crate::carry::{files, open};
-use crate::protocol::{FromHolder, ToHolder};
+use crate::protocol::FromHolder;
 
 /// Orders that are kept; home sends hardly any without being asked.
 const MAX_LATE: usize = 64;
@@ -118,13 +118,8 @@ impl Run {
         let pages = self.node.kerndat.clone().filter(|_| pages).map(|kerndat| config.moving.pages(kerndat));
         let parcel = Parcel { link, dir: dir.clone(), pid, inner_pid: self.process.pid, pages };
         let (news, from_agent) = channel();
-        let mut dumper = AgentDumper {
-            agent,
-            events: self.events.clone(),
-            news: from_agent,
-            images_dir: dir.clone(),
-            deadline: config.move_timeout(),
-        };
+        let mut dumper =
+            AgentDumper { agent, events: self.events.clone(), news: from_agent, images_dir: dir.clone(), deadline: config.move_timeout() };
         self.hop = Some(Hop { dir, news, freezing: false, quiet: false, late: Vec::new(), sent: None, follower: None });
         let memory_bytes = self.info.borrow().memory_bytes;
         self.node.ledger.borrow_mut().leave(self.node.id().0, self.key(), memory_bytes);

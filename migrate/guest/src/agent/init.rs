@@ -310,7 +310,11 @@ impl Agent {
             Ok(news) => news,
             Err(_) => {
                 self.link = None;
-                return if matches!(self.phase, Phase::Waiting | Phase::Restoring) { self.failed("the restoring process ended unexpectedly") } else { Ok(()) };
+                return if matches!(self.phase, Phase::Waiting | Phase::Restoring) {
+                    self.failed("the restoring process ended unexpectedly")
+                } else {
+                    Ok(())
+                };
             }
         };
         match news {

@@ -23,9 +23,9 @@ use tokio::sync::{Notify, mpsc};
 use super::link::{Link, LinkNews};
 use super::mailbox::Mailbox;
 use super::native::Body;
-use crate::carry::send::Sent;
 use super::stdio::Stdio;
 use super::{Info, MoveOrder};
+use crate::carry::send::Sent;
 use crate::node::Node;
 use crate::protocol::{FromHolder, ToHolder};
 

@@ -47,6 +47,8 @@ impl Run {
             | FromAgent::Prepared
             | FromAgent::Running
             | FromAgent::Failed { .. }
+            | FromAgent::Window { .. }
+            | FromAgent::Step(_)
             | FromAgent::Dumped { .. }
             | FromAgent::DumpFailed { .. } => tracing::warn!("a message that only the holder's daemon should see"),
         }
