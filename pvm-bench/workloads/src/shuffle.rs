@@ -8,10 +8,11 @@
 //! * [`model`]: what must be where, without a system call.
 //! * [`memory`]: the system calls, and the only unsafe code.
 //! * [`play`]: one operation after the other on both, and the comparison.
-//! * [`stacks`]: the threads.
+//! * `family`: forked children. [`stacks`]: the threads.
 //! * [`args`]: the command line.
 
 pub mod args;
+mod family;
 pub mod memory;
 pub mod model;
 pub mod play;
