@@ -232,7 +232,7 @@ ws3   unknown      -     -     -        -          -       -     -      -
             Downtime { prepare_ms: 20.0, dump_ms: 12.0, sent_ms: 13.5, prepared_ms: 25.0, freeze_ms: 31.04, ..Downtime::default() };
         let told = |record: &Downtime| {
             let (from, to, record) = ("a".into(), "b".into(), record.clone());
-            moved(&Moved { pid: 7, from, to, total_ms: 143.2, freeze_ms: 31.04, sent_bytes: 1 << 20, record })
+            moved(&Moved { pid: 7, from, to, total_ms: 143.2, freeze_ms: 31.04, sent_bytes: 1 << 20, patched: false, record })
         };
         let first = "process 7 moved from a to b: 143 ms in all, of which it stood still for 31.0 ms; 1.0 MiB sent\n";
         let last = "all sent at 13.5 ms, copy complete at 25.0 ms, running at 31.0 ms\n";

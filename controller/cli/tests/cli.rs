@@ -83,7 +83,16 @@ fn status() -> Status {
 }
 
 fn moved() -> Moved {
-    Moved { pid: 77, from: "ws1".into(), to: "ws2".into(), total_ms: 90.0, freeze_ms: 20.5, sent_bytes: 4096, record: Downtime::default() }
+    Moved {
+        pid: 77,
+        from: "ws1".into(),
+        to: "ws2".into(),
+        total_ms: 90.0,
+        freeze_ms: 20.5,
+        sent_bytes: 4096,
+        patched: false,
+        record: Downtime::default(),
+    }
 }
 
 #[test]

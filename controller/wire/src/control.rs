@@ -153,6 +153,8 @@ pub struct Moved {
     pub freeze_ms: f64,
     /// All bytes sent: pages and images.
     pub sent_bytes: u64,
+    /// Memory was copied beforehand, by a CRIU with our patches at both ends.
+    pub patched: bool,
     /// Where the time went.
     pub record: Downtime,
 }

@@ -135,6 +135,9 @@ pub(crate) struct WorkerSetup<'a> {
 #[derive(Debug)]
 pub(crate) struct Worker {
     socket: OwnedFd,
+    /// Readable when the worker has ended. The socket alone does not tell: the processes that CRIU forks to restore them have copies of
+    /// the other end, and live on for as long as they wait for a worker that was killed.
+    ended: OwnedFd,
     child: Child,
 }
 
@@ -157,8 +160,16 @@ impl Worker {
         let mut fds = setup.inherit.to_vec();
         fds.push(theirs.as_raw_fd());
         spawn::inherit(&mut command, fds);
-        let child = command.spawn().map_err(start_error)?;
-        Ok(Self { socket: ours, child })
+        let mut child = command.spawn().map_err(start_error)?;
+        match descriptor_of(&child) {
+            Ok(ended) => Ok(Self { socket: ours, ended, child }),
+            Err(error) => {
+                // Not to be left behind as a process that nobody waits for. What these two say does not matter any more.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(start_error(error))
+            }
+        }
     }
 
     pub(crate) fn run(
@@ -250,13 +261,23 @@ impl Worker {
                 return Err(CriuError::Deadline(limit));
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+            let mut fds = [self.socket.as_fd(), self.ended.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut fds, timeout) {
                 Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+                // What it said before it ended comes first.
+                Ok(_) if fds.first().and_then(PollFd::any) == Some(true) => return Ok(()),
+                Ok(_) => return Err(CriuError::Lost("it ended without an answer".into())),
                 Err(errno) => return Err(CriuError::Lost(errno.to_string())),
             }
         }
     }
+}
+
+/// A descriptor that becomes readable when the process ends.
+fn descriptor_of(child: &Child) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
 }
 
 impl Drop for Worker {
@@ -317,14 +338,33 @@ mod tests {
         assert!(matches!(error, CriuError::Lost(_)), "{error}");
     }
 
+    /// A program that is this shell script.
+    fn program(script: &str) -> tempfile::TempPath {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), script).unwrap();
+        let mut permissions = std::fs::metadata(file.path()).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+        std::fs::set_permissions(file.path(), permissions).unwrap();
+        file.into_temp_path()
+    }
+
+    #[test]
+    fn the_end_of_a_worker_is_noticed_although_its_children_keep_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let path = program(&format!("#!/bin/sh\nsleep 1000 & echo $! >{}\nkill -9 $$\n", pid_file.display()));
+        let mut worker = Worker::start(&WorkerSetup { program: &path, inherit: &[], stdin: None, env: &[] }).unwrap();
+        let limit = Duration::from_secs(20);
+        let result = worker.run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), limit, &mut |_| Reply::Continue);
+        let child: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
+        // Without the look at the process it is the deadline that ends the wait.
+        assert!(matches!(result, Err(CriuError::Lost(_))), "{result:?}");
+    }
+
     #[test]
     fn a_silent_worker_meets_the_deadline() {
-        let script = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(script.path(), "#!/bin/sh\nexec sleep 30\n").unwrap();
-        let mut permissions = std::fs::metadata(script.path()).unwrap().permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
-        std::fs::set_permissions(script.path(), permissions).unwrap();
-        let path = script.into_temp_path();
+        let path = program("#!/bin/sh\nexec sleep 30\n");
         let mut worker = Worker::start(&WorkerSetup { program: &path, inherit: &[], stdin: None, env: &[] }).unwrap();
         let error = worker
             .run(rpc::CriuReqType::Version, rpc::CriuOpts::default(), Duration::from_millis(50), &mut |_| Reply::Continue)

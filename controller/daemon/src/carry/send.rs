@@ -29,6 +29,14 @@ pub(crate) trait Dumper {
     fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Moment) -> Result<(), String>) -> Result<Held>;
 }
 
+/// Whether what was planned for the process still holds.
+pub(crate) trait Check: Sync {
+    /// While it still runs: may take its time.
+    fn before(&self) -> Result<()>;
+    /// Now that it is frozen; nothing of it can change any more.
+    fn held(&self) -> Result<()>;
+}
+
 /// A process that was dumped and is frozen.
 pub(crate) struct Held {
     /// Nothing of it has run since.
@@ -74,11 +82,11 @@ struct Copying {
     outlet: Outlet<Link>,
 }
 
-/// Sends a body; `check` is called once when it is frozen, and may still call it off.
+/// Sends a body; `check` may call it off until it is frozen.
 ///
 /// # Errors
 /// The process runs on where it is, and the receiver has nothing that could be started.
-pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &(dyn Fn() -> Result<()> + Sync)) -> Result<Sent> {
+pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check) -> Result<Sent> {
     let Parcel { link, dir, pid, inner_pid, pages } = parcel;
     let mut link = BufWriter::with_capacity(BUFFER_BYTES, link);
     mosix_guest::send(&mut link, &Form { pages: pages.is_some() })?;
@@ -113,17 +121,14 @@ pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &(dyn Fn() ->
 }
 
 /// Everything in the images, all of it in the blackout.
-fn send_images(
-    mut link: Link,
-    dir: &Path,
-    dumper: &mut dyn Dumper,
-    check: &(dyn Fn() -> Result<()> + Sync),
-    mut record: Downtime,
-) -> Result<Sent> {
-    let held = dumper.dump(&DumpOptions::default(), &mut |_| Ok(()))?;
+fn send_images(mut link: Link, dir: &Path, dumper: &mut dyn Dumper, check: &dyn Check, mut record: Downtime) -> Result<Sent> {
+    let held = dumper.dump(&DumpOptions::default(), &mut |moment| match moment {
+        Moment::Before => check.before().map_err(|error| format!("{error:#}")),
+        _ => Ok(()),
+    })?;
     record.dump_ms = ms(held.since);
     record.image_bytes = files::send(&mut link, dir)?;
-    check()?;
+    check.held()?;
     files::end(&mut link, held.carried)?;
     record.sent_ms = ms(held.since);
     Ok(Sent { since: held.since, record, follower: None })
@@ -186,10 +191,13 @@ enum State<'scope> {
 }
 
 impl<'scope> Stages<'scope, '_> {
-    fn at<'env>(&mut self, moment: Moment, scope: &'scope Scope<'scope, 'env>, check: &'env (dyn Fn() -> Result<()> + Sync)) -> Result<()> {
+    fn at<'env>(&mut self, moment: Moment, scope: &'scope Scope<'scope, 'env>, check: &'env dyn Check) -> Result<()> {
         let state = std::mem::replace(&mut self.state, State::Lost);
         self.state = match (moment, state) {
-            (Moment::Before, State::Copying(copying)) => State::Copying(self.last_round(copying)?),
+            (Moment::Before, State::Copying(copying)) => {
+                check.before()?;
+                State::Copying(self.last_round(copying)?)
+            }
             (Moment::Stopped, State::Copying(mut copying)) => {
                 self.stopped = Instant::now();
                 State::Scanning(scope.spawn(move || {
@@ -199,7 +207,7 @@ impl<'scope> Stages<'scope, '_> {
             }
             (Moment::Held, State::Scanning(scanning)) => {
                 self.record.dump_ms = ms(self.stopped);
-                let checking = scope.spawn(check);
+                let checking = scope.spawn(|| check.held());
                 let copying = scanning.join().map_err(|_| anyhow!("the thread that sends the last pages panicked"))??;
                 let sent = self.finish(copying)?;
                 checking.join().map_err(|_| anyhow!("the thread that judges the process panicked"))??;

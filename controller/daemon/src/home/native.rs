@@ -1,7 +1,7 @@
 //! The original body at home: dumped, held, let go, or turned into a stub.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,13 +10,14 @@ use mosix_criu::{Criu, DumpOptions, DumpRequest};
 use mosix_deputy::{StubEvent, Watcher};
 use mosix_engine::commit::Stamp;
 use mosix_engine::eligible::Plan;
+use mosix_engine::facts::{Facts, Fingerprint};
 use mosix_guest::Carried;
 use mosix_wire::blocking::BlockingStream;
 use mosix_wire::tls::Tls;
 use tokio::sync::Notify;
 
-use super::{judge_held, same_plan};
-use crate::carry::send::{Dumper, Held, Pages, Parcel, Sent, send};
+use super::{judge_held, judge_process, same_plan};
+use crate::carry::send::{Check, Dumper, Held, Pages, Parcel, Sent, send};
 use crate::carry::{self, files};
 use crate::cgroups::{Membership, Mounts};
 use crate::node::Node;
@@ -71,7 +72,7 @@ impl Body {
         let body = self.clone();
         let sending = tokio::task::spawn_blocking(move || {
             let mut dumper = Native { body: &body, dir: &parcel.dir.clone() };
-            send(parcel, &mut dumper, &|| body.still_as_planned())
+            send(parcel, &mut dumper, &StillAsPlanned { body: &body, seen: Mutex::default() })
         });
         tokio::pin!(sending);
         let result = tokio::select! {
@@ -85,16 +86,6 @@ impl Body {
         keep_log(&dir, result.is_err());
         let _ = std::fs::remove_dir_all(&dir);
         result
-    }
-
-    /// The plan was made while the process ran. Now that it cannot run any more, it must still hold, or the copy would lack what was opened
-    /// meanwhile.
-    fn still_as_planned(&self) -> Result<()> {
-        let (plan, _) = judge_held(self.plan.pid, &self.helpers)?;
-        if !same_plan(&plan, &self.plan) {
-            bail!("it opened or closed something while it was being frozen: try again");
-        }
-        Ok(())
     }
 
     /// Lets the held body run on as if nothing had happened.
@@ -129,6 +120,42 @@ impl Body {
         watcher.adopt(self.pid, &self.freezer_dir, &[], on_event)?;
         self.put_back();
         Ok(())
+    }
+}
+
+/// The plan was made while the process ran. It must still hold when it cannot run any more, or the copy would lack what was opened meanwhile.
+///
+/// Judging takes milliseconds. So it is done just before the stop, with a fingerprint of the process from before that; and once more in the
+/// blackout only if the fingerprint has changed.
+struct StillAsPlanned<'a> {
+    body: &'a Body,
+    seen: Mutex<Option<Fingerprint>>,
+}
+
+impl StillAsPlanned<'_> {
+    fn compare(&self, judged: Result<(Plan, Facts)>) -> Result<()> {
+        let (plan, _) = judged?;
+        if !same_plan(&plan, &self.body.plan) {
+            bail!("it opened or closed something while it was being frozen: try again");
+        }
+        Ok(())
+    }
+}
+
+impl Check for StillAsPlanned<'_> {
+    fn before(&self) -> Result<()> {
+        let seen = Fingerprint::of(self.body.pid)?;
+        self.compare(judge_process(self.body.pid, &self.body.helpers))?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        Ok(())
+    }
+
+    fn held(&self) -> Result<()> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if seen == Some(Fingerprint::of(self.body.pid)?) {
+            return Ok(());
+        }
+        self.compare(judge_held(self.body.pid, &self.body.helpers))
     }
 }
 

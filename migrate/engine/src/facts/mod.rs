@@ -13,6 +13,7 @@
 //! first and last.
 
 mod fds;
+mod fingerprint;
 mod own;
 mod parse;
 mod share;
@@ -25,6 +26,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use fingerprint::Fingerprint;
 pub use own::Own;
 pub use parse::{Device, Mapping};
 

@@ -296,7 +296,9 @@ impl Sink {
             zeros
         };
         match contents {
-            Some(bytes) => target.write(run.range, bytes),
+            Some(bytes) => {
+                target.write(run.range, bytes).map(|()| target.make_huge(run.range, |half| lock(&owner.received).has_all(dest, half)))
+            }
             None => zeros.into_iter().try_for_each(|range| target.zero(range)),
         }
         .map_err(placing("writing pages"))

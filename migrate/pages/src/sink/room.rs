@@ -6,10 +6,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::{Mismatch, Room, SinkError};
-use crate::range::{Range, RangeMap, RangeSet};
+use crate::range::{PAGE_BYTES, Range, RangeMap, RangeSet};
 use crate::sys;
 use crate::window::Dest;
 use crate::wire::Run;
+
+/// A huge page.
+const HUGE_BYTES: u64 = 2 << 20;
 
 /// Zeros written at once.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -36,6 +39,28 @@ impl Target<'_> {
         }
     }
 
+    /// Blocks of which a write to `range` reached the middle: with the first half there, `first_half` is asked, and the block becomes a huge page
+    /// before the second half comes. Filling is faster then, and a restored process inherits it in a hundredth of the time.
+    /// Best effort: without huge pages all is the same. One of which the second half never comes costs up to 1 MiB until the restore, which gives
+    /// back what does not exist.
+    pub(super) fn make_huge(&self, range: Range, first_half: impl Fn(Range) -> bool) {
+        let Target::Memory { room, window } = self else { return };
+        if room.address % HUGE_BYTES != window.start % HUGE_BYTES {
+            return;
+        }
+        const HALF: u64 = HUGE_BYTES / 2;
+        // Middles within (start, end].
+        let mut middle = (range.start + PAGE_BYTES).saturating_sub(HALF).next_multiple_of(HUGE_BYTES) + HALF;
+        while middle <= range.end {
+            let block = Range::new(middle - HALF, middle + HALF);
+            if window.contains(block) && first_half(Range::new(block.start, middle)) {
+                let start = room.address + (block.start - window.start);
+                let _ = sys::collapse(room.pid, Range::new(start, start + HUGE_BYTES));
+            }
+            middle += HUGE_BYTES;
+        }
+    }
+
     pub(super) fn zero(&self, range: Range) -> io::Result<()> {
         range.chunks(ZEROS.len() as u64).try_for_each(|part| self.write(part, &ZEROS[..part.bytes() as usize]))
     }
@@ -57,6 +82,11 @@ impl Received {
     /// Parts of `range` that were written at that place before.
     pub(super) fn touched(&self, dest: Dest, range: Range) -> Vec<Range> {
         self.touched.get(&dest).map(|set| set.inside(range).collect()).unwrap_or_default()
+    }
+
+    /// Whether all of `range` was written at that place.
+    pub(super) fn has_all(&self, dest: Dest, range: Range) -> bool {
+        self.touched(dest, range).iter().map(|part| part.bytes()).sum::<u64>() == range.bytes()
     }
 
     /// Notes pages; returns how many bytes of memory they take in addition.

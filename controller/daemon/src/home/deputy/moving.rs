@@ -419,6 +419,7 @@ impl Run {
             to: self.node.name_of(order.target),
             total_ms: order.asked.elapsed().as_secs_f64() * 1000.0,
             freeze_ms,
+            patched: !self.downtime.frozen_because.is_empty(),
             sent_bytes: self.downtime.page_bytes + self.downtime.image_bytes,
             record: Downtime { freeze_ms, ..std::mem::take(&mut self.downtime) },
         };
