@@ -107,14 +107,20 @@ pub enum Moment {
     /// All threads are stopped; CRIU waits for the answer, so it should come soon.
     Stopped,
     /// The images are complete and the tree is frozen. CRIU still holds it, and lets go after the answer.
-    Held,
+    Held {
+        /// When CRIU had stopped it.
+        since: Instant,
+    },
 }
 
 /// Dumps `request.pid`, which must be in `freezer` already, and leaves it frozen there. `beside` is called at each [`Moment`]; an error of it is
 /// a veto.
 ///
-/// While CRIU works in the stopped process (it runs code of its own in it), the process is in `dump_cgroups`, so that a CPU quota does not
-/// stretch the blackout; the caller moves it back if the move is given up.
+/// From just before the stop the process is in `dump_cgroups`, so that a CPU quota does not stretch the blackout while CRIU runs code of its
+/// own in it; the caller moves it back if the move is given up.
+///
+/// Once [`Moment::Held`] has been answered with yes the dump counts as done, whatever becomes of the rest of CRIU's run: others may have
+/// started the copy by then, so the original must not run.
 ///
 /// # Errors
 /// The process runs on: the freezer is thawed.
@@ -127,16 +133,23 @@ pub fn dump_and_hold(
     deadline: Duration,
     beside: &mut dyn FnMut(Moment) -> Result<(), String>,
 ) -> Result<Held, CriuError> {
-    let mut since = Instant::now();
+    let (mut since, mut is_held) = (Instant::now(), false);
     let result = criu.dump_with(request, options, deadline, &mut |stage| {
         let done = match stage {
-            Stage::PreDump => beside(Moment::Before),
+            // The kernel may take ten milliseconds for each change of a group: not in the blackout.
+            Stage::PreDump => {
+                let entered = dump_cgroups.iter().try_for_each(|dir| enter_cgroup(dir, request.pid));
+                entered.map_err(|error| error.to_string()).and_then(|()| beside(Moment::Before))
+            }
             Stage::QueryExtFiles => {
                 since = Instant::now();
-                let entered = dump_cgroups.iter().try_for_each(|dir| enter_cgroup(dir, request.pid));
-                entered.map_err(|error| error.to_string()).and_then(|()| beside(Moment::Stopped))
+                beside(Moment::Stopped)
             }
-            Stage::PostDump => freezer.freeze().map_err(|error| error.to_string()).and_then(|()| beside(Moment::Held)),
+            Stage::PostDump => {
+                let held = freezer.freeze().map_err(|error| error.to_string()).and_then(|()| beside(Moment::Held { since }));
+                is_held = held.is_ok();
+                held
+            }
             _ => Ok(()),
         };
         match done {
@@ -146,6 +159,7 @@ pub fn dump_and_hold(
     });
     match result {
         Ok(()) => Ok(Held { since }),
+        Err(_) if is_held => Ok(Held { since }),
         Err(error) => {
             // Best effort on the way out; if even this write fails the group has gone, and with it the hold.
             let _ = freezer.thaw();

@@ -114,14 +114,19 @@ pub struct SkeletonSpec {
 }
 
 /// Where a dump is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DumpStep {
     /// Nothing is stopped yet. Waits for an answer.
     Before,
     /// All threads are stopped. CRIU goes on.
     Stopped,
-    /// The images are complete, the guest is frozen. Waits for an answer.
-    Held,
+    /// The images are complete, the guest is frozen, all its output so far has been sent. Waits for an answer; if that is yes, the dump is done.
+    Held {
+        /// What must go with the images.
+        carried: Carried,
+        /// Microseconds for which nothing of it had run.
+        frozen_us: u64,
+    },
 }
 
 /// What goes with the images of a move but is not in them.
@@ -288,13 +293,8 @@ pub enum FromAgent {
         /// CPU time that it and its waited-for children used since it came here, ms.
         cpu_ms: u64,
     },
-    /// The images are in the folder, the guest is frozen, all output so far has been sent.
-    Dumped {
-        /// What must go with the images.
-        carried: Carried,
-        /// Microseconds for which nothing of it had run when the images were complete.
-        frozen_us: u64,
-    },
+    /// CRIU has let go of the frozen guest.
+    Dumped,
     /// No dump; the guest runs on.
     DumpFailed {
         /// Why.

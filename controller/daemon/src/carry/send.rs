@@ -4,13 +4,12 @@
 //! (the connection, following the memory, the copy of what CRIU would ask the kernel for), what can be done beside CRIU is (the last
 //! scan, judging the process once more), and what can be done after is left for later (taking the write protection off).
 
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use mosix_criu::freezer::Moment;
 use mosix_criu::{DumpOptions, Skeleton, TrustedRange, write_trusted};
 use mosix_guest::Carried;
 use mosix_pages::precopy::{self, Goal, Step};
@@ -26,7 +25,24 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Whoever runs CRIU on the process.
 pub(crate) trait Dumper {
     /// Dumps into the parcel's folder and leaves the process frozen. On an error it runs.
-    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Moment) -> Result<(), String>) -> Result<Held>;
+    ///
+    /// Once `beside` has said yes to [`Beside::Held`] the process stays frozen, whatever becomes of CRIU then; and it is not to be touched
+    /// before this returns.
+    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Beside) -> Result<(), String>) -> Result<()>;
+}
+
+/// Where a dump is.
+pub(crate) enum Beside {
+    /// CRIU has been started and has touched nothing.
+    Before,
+    /// All threads are stopped.
+    Stopped,
+    /// The images are complete, the process is frozen.
+    Held {
+        /// Nothing of it has run since.
+        since: Instant,
+        carried: Carried,
+    },
 }
 
 /// Whether what was planned for the process still holds.
@@ -35,13 +51,6 @@ pub(crate) trait Check: Sync {
     fn before(&self) -> Result<()>;
     /// Now that it is frozen; nothing of it can change any more.
     fn held(&self) -> Result<()>;
-}
-
-/// A process that was dumped and is frozen.
-pub(crate) struct Held {
-    /// Nothing of it has run since.
-    pub(crate) since: Instant,
-    pub(crate) carried: Carried,
 }
 
 /// What is to be sent, and how.
@@ -70,8 +79,6 @@ pub(crate) struct Pages {
 pub(crate) struct Sent {
     pub(crate) since: Instant,
     pub(crate) record: Downtime,
-    /// Drop it when the process runs again or is gone: that takes the kernel 60 to 110 ms a GiB.
-    pub(crate) follower: Option<Source>,
 }
 
 type Link = BufWriter<BlockingStream>;
@@ -82,23 +89,26 @@ struct Copying {
     outlet: Outlet<Link>,
 }
 
-/// Sends a body; `check` may call it off until it is frozen.
+/// Sends a body. `check` may call it off until it is frozen; `announce` is called when it is on its way, which is some milliseconds before CRIU has
+/// let go of it and this returns. What is returned follows the memory of the frozen process: drop it when that runs again or is gone, for it
+/// takes the kernel 60 to 110 ms a GiB.
 ///
 /// # Errors
-/// The process runs on where it is, and the receiver has nothing that could be started.
-pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check) -> Result<Sent> {
+/// The process runs on where it is, and the receiver has nothing that could be started. Not after `announce`.
+pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check, announce: &mut dyn FnMut(Sent)) -> Result<Option<Source>> {
     let Parcel { link, dir, pid, inner_pid, pages } = parcel;
     let mut link = BufWriter::with_capacity(BUFFER_BYTES, link);
     mosix_guest::send(&mut link, &Form { pages: pages.is_some() })?;
-    let mut record = Downtime::default();
     let Some(pages) = pages else {
-        return send_images(link, &dir, dumper, check, record);
+        send_images(link, &dir, dumper, check, announce)?;
+        return Ok(None);
     };
     let outlet = OutletOptions { limit_bytes_per_s: pages.limit_bytes_per_s, ..OutletOptions::default() };
     let mut copying = Copying {
         source: Source::start(&[pid], Options { track: pages.track, ..Options::default() })?,
         outlet: Outlet::new(vec![link], &outlet).context("cannot begin to send pages")?,
     };
+    let mut record = Downtime::default();
     copy_beforehand(&mut copying, &pages.goal, &mut record)?;
     let aside = Aside::make(&dir)?;
     let options = DumpOptions {
@@ -109,29 +119,33 @@ pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check) -
         no_breakpoints: true,
         ..DumpOptions::default()
     };
-    let (held, (mut link, source, mut record)) = std::thread::scope(|scope| -> Result<_> {
+    std::thread::scope(|scope| {
         let state = State::Copying(copying);
-        let mut stages = Stages { state, aside: &aside, dir: &dir, pid, inner_pid, record, stopped: Instant::now() };
-        let held = dumper.dump(&options, &mut |moment| stages.at(moment, scope, check).map_err(|error| format!("{error:#}")))?;
-        Ok((held, stages.sent()?))
-    })?;
-    files::end(&mut link, held.carried)?;
-    record.sent_ms = ms(held.since);
-    Ok(Sent { since: held.since, record, follower: Some(source) })
+        let mut stages = Stages { state, aside: &aside, dir: &dir, pid, inner_pid, record };
+        dumper.dump(&options, &mut |beside| stages.at(beside, scope, check, announce).map_err(|error| format!("{error:#}")))?;
+        stages.source().map(Some)
+    })
 }
 
 /// Everything in the images, all of it in the blackout.
-fn send_images(mut link: Link, dir: &Path, dumper: &mut dyn Dumper, check: &dyn Check, mut record: Downtime) -> Result<Sent> {
-    let held = dumper.dump(&DumpOptions::default(), &mut |moment| match moment {
-        Moment::Before => check.before().map_err(|error| format!("{error:#}")),
-        _ => Ok(()),
-    })?;
-    record.dump_ms = ms(held.since);
-    record.image_bytes = files::send(&mut link, dir)?;
-    check.held()?;
-    files::end(&mut link, held.carried)?;
-    record.sent_ms = ms(held.since);
-    Ok(Sent { since: held.since, record, follower: None })
+fn send_images(mut link: Link, dir: &Path, dumper: &mut dyn Dumper, check: &dyn Check, announce: &mut dyn FnMut(Sent)) -> Result<()> {
+    let mut send = |since: Instant, carried| -> Result<()> {
+        let mut record = Downtime { dump_ms: ms(since), ..Downtime::default() };
+        record.image_bytes = files::send(&mut link, dir)?;
+        check.held()?;
+        files::end(&mut link, carried)?;
+        record.sent_ms = ms(since);
+        announce(Sent { since, record });
+        Ok(())
+    };
+    dumper.dump(&DumpOptions::default(), &mut |beside| {
+        let done = match beside {
+            Beside::Before => check.before(),
+            Beside::Stopped => Ok(()),
+            Beside::Held { since, carried } => send(since, carried),
+        };
+        done.map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// Rounds while the process runs, until another one is not worth it.
@@ -175,52 +189,56 @@ struct Stages<'scope, 'a> {
     pid: i32,
     inner_pid: i32,
     record: Downtime,
-    stopped: Instant,
 }
 
 enum State<'scope> {
     Copying(Copying),
     /// The last scan, on a thread of its own: CRIU goes on meanwhile.
-    Scanning(ScopedJoinHandle<'scope, Result<Copying>>),
-    Sent {
-        link: Link,
-        source: Source,
-    },
+    Scanning(ScopedJoinHandle<'scope, Result<(Copying, Instant)>>),
+    Sent(Source),
     /// Something went wrong in between.
     Lost,
 }
 
 impl<'scope> Stages<'scope, '_> {
-    fn at<'env>(&mut self, moment: Moment, scope: &'scope Scope<'scope, 'env>, check: &'env dyn Check) -> Result<()> {
+    fn at<'env>(
+        &mut self,
+        beside: Beside,
+        scope: &'scope Scope<'scope, 'env>,
+        check: &'env dyn Check,
+        announce: &mut dyn FnMut(Sent),
+    ) -> Result<()> {
         let state = std::mem::replace(&mut self.state, State::Lost);
-        self.state = match (moment, state) {
-            (Moment::Before, State::Copying(copying)) => {
+        self.state = match (beside, state) {
+            (Beside::Before, State::Copying(copying)) => {
                 check.before()?;
                 State::Copying(self.last_round(copying)?)
             }
-            (Moment::Stopped, State::Copying(mut copying)) => {
-                self.stopped = Instant::now();
-                State::Scanning(scope.spawn(move || {
-                    copying.source.freeze_round(&mut copying.outlet)?;
-                    Ok(copying)
-                }))
-            }
-            (Moment::Held, State::Scanning(scanning)) => {
-                self.record.dump_ms = ms(self.stopped);
+            (Beside::Stopped, State::Copying(mut copying)) => State::Scanning(scope.spawn(move || {
+                copying.source.freeze_round(&mut copying.outlet)?;
+                Ok((copying, Instant::now()))
+            })),
+            (Beside::Held { since, carried }, State::Scanning(scanning)) => {
+                self.record.dump_ms = ms(since);
                 let checking = scope.spawn(|| check.held());
-                let copying = scanning.join().map_err(|_| anyhow!("the thread that sends the last pages panicked"))??;
-                let sent = self.finish(copying)?;
+                let scanned = scanning.join().map_err(|_| anyhow!("the thread that sends the last pages panicked"))?;
+                let (copying, scanned) = scanned?;
+                self.record.delta_ms = scanned.saturating_duration_since(since).as_secs_f64() * 1000.0;
+                let (mut link, source) = self.finish(copying)?;
                 checking.join().map_err(|_| anyhow!("the thread that judges the process panicked"))??;
-                sent
+                files::end(&mut link, carried)?;
+                self.record.sent_ms = ms(since);
+                announce(Sent { since, record: self.record.clone() });
+                State::Sent(source)
             }
             _ => return Err(anyhow!("CRIU took its steps in another order")),
         };
         Ok(())
     }
 
-    fn sent(self) -> Result<(Link, Source, Downtime)> {
+    fn source(self) -> Result<Source> {
         match self.state {
-            State::Sent { link, source } => Ok((link, source, self.record)),
+            State::Sent(source) => Ok(source),
             _ => Err(anyhow!("the dump ended before it was complete")),
         }
     }
@@ -238,15 +256,13 @@ impl<'scope> Stages<'scope, '_> {
     }
 
     /// The images are complete and the process is frozen.
-    fn finish(&mut self, mut copying: Copying) -> Result<State<'scope>> {
-        self.record.delta_ms = ms(self.stopped);
+    fn finish(&mut self, mut copying: Copying) -> Result<(Link, Source)> {
         copying.source.after_dump(&mut copying.outlet)?;
         copying.source.end(&mut copying.outlet)?;
         self.record.page_bytes = copying.outlet.counters().wire_bytes;
         let mut link = copying.outlet.into_links().pop().context("the connection has gone")?;
         self.record.image_bytes = files::send(&mut link, self.dir)?;
-        link.flush()?;
-        Ok(State::Sent { link, source: copying.source })
+        Ok((link, copying.source))
     }
 }
 

@@ -12,12 +12,13 @@ use mosix_engine::commit::Stamp;
 use mosix_engine::eligible::Plan;
 use mosix_engine::facts::{Facts, Fingerprint};
 use mosix_guest::Carried;
+use mosix_pages::Source;
 use mosix_wire::blocking::BlockingStream;
 use mosix_wire::tls::Tls;
 use tokio::sync::Notify;
 
 use super::{judge_held, judge_process, same_plan};
-use crate::carry::send::{Check, Dumper, Held, Pages, Parcel, Sent, send};
+use crate::carry::send::{Beside, Check, Dumper, Pages, Parcel, Sent, send};
 use crate::carry::{self, files};
 use crate::cgroups::{Membership, Mounts};
 use crate::node::Node;
@@ -63,7 +64,15 @@ impl Body {
     }
 
     /// Copies its memory, freezes, dumps into `dir` and sends it, unless told to give up. On an error the process runs.
-    pub(crate) async fn send(self, target: String, stamp: Stamp, dir: PathBuf, pages: Option<Pages>, give_up: &Notify) -> Result<Sent> {
+    pub(crate) async fn send(
+        self,
+        target: String,
+        stamp: Stamp,
+        dir: PathBuf,
+        pages: Option<Pages>,
+        give_up: &Notify,
+        announce: impl Fn(Sent) + Send + 'static,
+    ) -> Result<Option<Source>> {
         let stream = carry::open(&self.tls, &target, stamp, self.connect).await?;
         let link = BlockingStream::new(stream, self.deadline).context("cannot hand the connection over")?;
         let breaker = link.breaker()?;
@@ -72,7 +81,7 @@ impl Body {
         let body = self.clone();
         let sending = tokio::task::spawn_blocking(move || {
             let mut dumper = Native { body: &body, dir: &parcel.dir.clone() };
-            send(parcel, &mut dumper, &StillAsPlanned { body: &body, seen: Mutex::default() })
+            send(parcel, &mut dumper, &StillAsPlanned { body: &body, seen: Mutex::default() }, &mut |sent| announce(sent))
         });
         tokio::pin!(sending);
         let result = tokio::select! {
@@ -166,13 +175,20 @@ struct Native<'a> {
 }
 
 impl Dumper for Native<'_> {
-    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Moment) -> Result<(), String>) -> Result<Held> {
+    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Beside) -> Result<(), String>) -> Result<()> {
         let body = self.body;
         let freezer = Freezer::create(&body.freezer_dir)?;
         freezer.enter(body.pid)?;
         let request = DumpRequest { pid: body.pid, images_dir: self.dir, external: &body.external, shell_job: body.shell_job };
-        match dump_and_hold(&body.criu, &request, options, &freezer, &body.dump_cgroups, body.deadline, beside) {
-            Ok(held) => Ok(Held { since: held.since, carried: Carried { max_tid: body.max_tid, unread: Vec::new() } }),
+        let mut at = |moment| {
+            beside(match moment {
+                Moment::Before => Beside::Before,
+                Moment::Stopped => Beside::Stopped,
+                Moment::Held { since } => Beside::Held { since, carried: Carried { max_tid: body.max_tid, unread: Vec::new() } },
+            })
+        };
+        match dump_and_hold(&body.criu, &request, options, &freezer, &body.dump_cgroups, body.deadline, &mut at) {
+            Ok(_) => Ok(()),
             Err(error) => {
                 body.put_back();
                 Err(error.into())

@@ -44,8 +44,10 @@ pub(crate) enum Event {
     Window(WindowOrder),
     /// It is about to be stopped for the next hop.
     HopFreezes,
-    /// Its body has been sent to the next node, or not.
-    HopSent(Box<Result<Sent, String>>),
+    /// It is frozen and has been sent to the next node.
+    HopSent(Box<Sent>),
+    /// CRIU has let go of it, or it runs on.
+    HopDumped(Box<Result<Option<mosix_pages::Source>, String>>),
     /// This node's policy wants it elsewhere.
     Wish {
         target: u32,
@@ -194,7 +196,8 @@ impl Run {
             Event::Body(Err(why)) => self.step(On::RestoreFailed { why }).await,
             Event::Window(order) => self.make_window(order).await,
             Event::HopFreezes => self.hop_freezes().await,
-            Event::HopSent(result) => self.hop_sent(*result).await,
+            Event::HopSent(sent) => self.hop_sent(*sent).await,
+            Event::HopDumped(result) => self.hop_dumped(*result).await,
             Event::Wish { target, request } => self.tell_home(FromHolder::Wish { target, request }).await,
             Event::Evict { why } => self.tell_home(FromHolder::Evict { why }).await,
             Event::Figures { work_s, rss_bytes } => self.tell_home(FromHolder::Figures { work_s, rss_bytes }).await,
@@ -407,7 +410,7 @@ impl Run {
                 self.keep_restore_log();
                 self.step(On::RestoreFailed { why: format!("{}: {why}", self.node.identity.name()) }).await;
             }
-            FromAgent::Step(_) | FromAgent::Dumped { .. } | FromAgent::DumpFailed { .. } => self.hop_news(news),
+            FromAgent::Step(_) | FromAgent::Dumped | FromAgent::DumpFailed { .. } => self.hop_news(news),
             FromAgent::Exited { .. } => {
                 self.info.borrow_mut().running = false;
                 self.tell_home(FromHolder::Agent(news)).await;

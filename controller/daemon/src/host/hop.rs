@@ -9,16 +9,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use mosix_criu::DumpOptions;
-use mosix_criu::freezer::Moment;
 use mosix_engine::commit::Stamp;
-use mosix_guest::{Carried, DumpStep, FromAgent, SkeletonSpec, ToAgent};
+use mosix_guest::{DumpStep, FromAgent, SkeletonSpec, ToAgent};
 use mosix_policy::NodeId;
 use mosix_wire::blocking::BlockingStream;
 use tokio::sync::mpsc;
 
 use super::guest::{Event, Run, is_urgent};
 use crate::balance;
-use crate::carry::send::{Check, Dumper, Held, Parcel, Sent, send};
+use crate::carry::send::{Beside, Check, Dumper, Parcel, Sent, send};
 use crate::carry::{files, open};
 use crate::protocol::FromHolder;
 
@@ -36,14 +35,14 @@ pub(super) struct Hop {
     late: Vec<ToAgent>,
     /// It has been sent, and home is not quiet yet.
     sent: Option<Sent>,
-    /// Follows the memory of what is frozen here; see [`Sent`].
+    /// Follows the memory of what is frozen here; see [`send`].
     follower: Option<mosix_pages::Source>,
 }
 
 /// From the agent to the thread that sends.
 enum News {
     Step(DumpStep),
-    Dumped { carried: Carried, frozen: Duration },
+    Dumped,
     Failed(String),
 }
 
@@ -57,7 +56,7 @@ struct AgentDumper {
 }
 
 impl Dumper for AgentDumper {
-    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Moment) -> Result<(), String>) -> Result<Held> {
+    fn dump(&mut self, options: &DumpOptions<'_>, beside: &mut dyn FnMut(Beside) -> Result<(), String>) -> Result<()> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let skeleton = match (options.trust, options.smaps, options.kerndat) {
             (Some(trust), Some(smaps), Some(kerndat)) => {
@@ -71,18 +70,17 @@ impl Dumper for AgentDumper {
             match self.news.recv_timeout(self.deadline).context("the guest's agent does not answer")? {
                 News::Step(DumpStep::Before) => {
                     let _ = self.events.blocking_send(Event::HopFreezes);
-                    self.order(ToAgent::GoOn { veto: beside(Moment::Before).err() })?;
+                    self.order(ToAgent::GoOn { veto: beside(Beside::Before).err() })?;
                 }
                 // CRIU goes on; a veto waits for the next step.
-                News::Step(DumpStep::Stopped) => veto = beside(Moment::Stopped).err(),
-                News::Step(DumpStep::Held) => {
-                    let veto = veto.take().or_else(|| beside(Moment::Held).err());
+                News::Step(DumpStep::Stopped) => veto = beside(Beside::Stopped).err(),
+                News::Step(DumpStep::Held { carried, frozen_us }) => {
+                    let now = Instant::now();
+                    let since = now.checked_sub(Duration::from_micros(frozen_us)).unwrap_or(now);
+                    let veto = veto.take().or_else(|| beside(Beside::Held { since, carried }).err());
                     self.order(ToAgent::GoOn { veto })?;
                 }
-                News::Dumped { carried, frozen } => {
-                    let now = Instant::now();
-                    return Ok(Held { since: now.checked_sub(frozen).unwrap_or(now), carried });
-                }
+                News::Dumped => return Ok(()),
                 News::Failed(why) => bail!("{why}"),
             }
         }
@@ -138,11 +136,12 @@ impl Run {
         self.node.ledger.borrow_mut().leave(self.node.id().0, self.key(), memory_bytes);
         self.node.leaving.borrow_mut().insert(self.key());
         balance::answered(&self.node, self.key());
-        let events = self.events.clone();
+        let (events, sent) = (self.events.clone(), self.events.clone());
         tokio::task::spawn_local(async move {
-            let sending = tokio::task::spawn_blocking(move || send(parcel, &mut dumper, &Unchecked));
+            let mut announce = move |body| drop(sent.blocking_send(Event::HopSent(Box::new(body))));
+            let sending = tokio::task::spawn_blocking(move || send(parcel, &mut dumper, &Unchecked, &mut announce));
             let result = sending.await.map_err(anyhow::Error::from).and_then(|result| result);
-            let _ = events.send(Event::HopSent(Box::new(result.map_err(|error| format!("{error:#}"))))).await;
+            let _ = events.send(Event::HopDumped(Box::new(result.map_err(|error| format!("{error:#}"))))).await;
         });
         Ok(())
     }
@@ -152,7 +151,7 @@ impl Run {
         let Some(hop) = &self.hop else { return };
         let news = match news {
             FromAgent::Step(step) => News::Step(step),
-            FromAgent::Dumped { carried, frozen_us } => News::Dumped { carried, frozen: Duration::from_micros(frozen_us) },
+            FromAgent::Dumped => News::Dumped,
             FromAgent::DumpFailed { why } => News::Failed(why),
             _ => return,
         };
@@ -172,7 +171,7 @@ impl Run {
         let Some(hop) = &mut self.hop else { return };
         hop.quiet = true;
         if let Some(sent) = hop.sent.take() {
-            self.hop_sent(Ok(sent)).await;
+            self.hop_sent(sent).await;
         }
     }
 
@@ -190,16 +189,25 @@ impl Run {
         }
     }
 
-    pub(super) async fn hop_sent(&mut self, result: Result<Sent, String>) {
+    /// The guest is frozen and has been sent on.
+    pub(super) async fn hop_sent(&mut self, sent: Sent) {
         let Some(hop) = &mut self.hop else { return };
+        if !hop.quiet {
+            hop.sent = Some(sent);
+            return;
+        }
+        let late = std::mem::take(&mut hop.late);
+        let frozen_us = u64::try_from(sent.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.tell_home(FromHolder::Dumped { frozen_us, downtime: sent.record, late }).await;
+    }
+
+    /// CRIU has let go of it, or it runs on.
+    pub(super) async fn hop_dumped(&mut self, result: Result<Option<mosix_pages::Source>, String>) {
         match result {
-            Ok(sent) if !hop.quiet => hop.sent = Some(sent),
-            Ok(Sent { since, record, follower }) => {
-                let late = std::mem::take(&mut hop.late);
-                hop.follower = follower;
-                let frozen_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.tell_home(FromHolder::Dumped { frozen_us, downtime: record, late }).await;
-            }
+            Ok(follower) => match &mut self.hop {
+                Some(hop) => hop.follower = follower,
+                None => drop_later(follower),
+            },
             Err(why) => self.tell_home(FromHolder::DumpFailed { why }).await,
         }
     }

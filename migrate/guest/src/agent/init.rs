@@ -331,7 +331,14 @@ impl Agent {
             ParentNews::Running => {
                 self.phase = Phase::Running;
                 self.deliver_unread()?;
-                self.tell(&FromAgent::Running)
+                self.tell(&FromAgent::Running)?;
+                // For the same reason only now: it runs a few milliseconds without the bounds of this node. It may have ended already.
+                if let Err(error) = hop::join_cgroups(&self.setup)
+                    && nix::sys::signal::kill(Pid::from_raw(self.setup.pid), None).is_ok()
+                {
+                    eprintln!("mosix-agent: guest {} runs without the bounds of this node: {error:#}", self.setup.pid);
+                }
+                Ok(())
             }
             ParentNews::Failed(why) => self.failed(&why),
             ParentNews::Status { status, cpu_ms } => self.status(status, cpu_ms),
@@ -340,9 +347,11 @@ impl Agent {
 
     /// The guest is complete and still: last things before it may run.
     fn settle(&mut self) -> Result<()> {
-        self.freezer.enter(self.setup.pid)?;
+        // With premem CRIU was there from the start, and the guest is its child. The kernel may take ten milliseconds for a change of a group.
+        if self.setup.premem.is_none() {
+            self.freezer.enter(self.setup.pid)?;
+        }
         hop::pin(&self.setup)?;
-        hop::join_cgroups(&self.setup)?;
         self.terminal.as_ref().map_or(Ok(()), Terminal::stop_cooking)
     }
 
@@ -488,23 +497,46 @@ impl Agent {
         if self.phase != Phase::Running || self.ended.is_some() || self.setup.pid == 0 {
             return self.tell(&FromAgent::DumpFailed { why: "the process has just ended".into() });
         }
-        let (control, postponed) = (&mut self.control, &mut self.postponed);
-        let mut beside = |moment| beside(control, postponed, moment);
-        let held = match hop::dump(&self.setup, &self.freezer, images_dir, skeleton, &mut beside) {
-            Ok(held) => held,
-            Err(error) => return self.tell(&FromAgent::DumpFailed { why: format!("{error:#}") }),
+        let (setup, freezer) = (self.setup.clone(), self.freezer.clone());
+        match hop::dump(&setup, &freezer, images_dir, skeleton, &mut |moment| self.beside(moment)) {
+            Ok(_) => {
+                self.phase = Phase::Held;
+                self.tell(&FromAgent::Dumped)
+            }
+            Err(error) => self.tell(&FromAgent::DumpFailed { why: format!("{error:#}") }),
+        }
+    }
+
+    /// Tells mosixd how far the dump is, and hears whether it shall go on.
+    fn beside(&mut self, moment: Moment) -> std::result::Result<(), String> {
+        let text = |error: anyhow::Error| format!("{error:#}");
+        let step = match moment {
+            Moment::Before => DumpStep::Before,
+            Moment::Stopped => return self.tell(&FromAgent::Step(DumpStep::Stopped)).map_err(text),
+            Moment::Held { since } => {
+                let carried = self.carried().map_err(text)?;
+                DumpStep::Held { carried, frozen_us: u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX) }
+            }
         };
-        self.phase = Phase::Held;
-        match self.describe_held(held.since) {
-            Ok(message) => self.tell(&message),
-            Err(error) => {
-                self.thaw()?;
-                self.tell(&FromAgent::DumpFailed { why: format!("{error:#}") })
+        self.tell(&FromAgent::Step(step)).map_err(text)?;
+        loop {
+            if self.postponed.len() >= MAX_POSTPONED {
+                return Err("mosixd sends orders while the guest is being dumped".into());
+            }
+            match receive(&mut self.control).map_err(|error: ProtocolError| format!("mosixd has gone: {error}"))? {
+                ToAgent::GoOn { veto: None } => return Ok(()),
+                ToAgent::GoOn { veto: Some(why) } => return Err(why),
+                order @ (ToAgent::Kill | ToAgent::Abort) => {
+                    self.postponed.push_back(order);
+                    return Err("the guest is to end".into());
+                }
+                other => self.postponed.push_back(other),
             }
         }
     }
 
-    fn describe_held(&mut self, since: Instant) -> Result<FromAgent> {
+    /// What the frozen guest was given and has not read.
+    fn carried(&mut self) -> Result<Carried> {
         if !self.drain()? {
             bail!("its output waits for a slow reader at home; try again later");
         }
@@ -517,10 +549,7 @@ impl Agent {
                 channel.deliver(&bytes);
             }
         }
-        Ok(FromAgent::Dumped {
-            carried: Carried { max_tid: hop::highest_number(&self.freezer.members()), unread },
-            frozen_us: u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX),
-        })
+        Ok(Carried { max_tid: hop::highest_number(&self.freezer.members()), unread })
     }
 
     fn thaw(&mut self) -> Result<()> {
@@ -528,32 +557,6 @@ impl Agent {
         self.phase = Phase::Running;
         Ok(())
     }
-}
-
-/// Tells mosixd how far the dump is, and hears whether it shall go on.
-fn beside(control: &mut UnixStream, postponed: &mut VecDeque<ToAgent>, moment: Moment) -> std::result::Result<(), String> {
-    let (step, waits) = match moment {
-        Moment::Before => (DumpStep::Before, true),
-        Moment::Stopped => (DumpStep::Stopped, false),
-        Moment::Held => (DumpStep::Held, true),
-    };
-    let gone = |error: ProtocolError| format!("mosixd has gone: {error}");
-    send(control, &FromAgent::Step(step)).map_err(gone)?;
-    while waits {
-        if postponed.len() >= MAX_POSTPONED {
-            return Err("mosixd sends orders while the guest is being dumped".into());
-        }
-        match receive(control).map_err(gone)? {
-            ToAgent::GoOn { veto: None } => break,
-            ToAgent::GoOn { veto: Some(why) } => return Err(why),
-            order @ (ToAgent::Kill | ToAgent::Abort) => {
-                postponed.push_back(order);
-                return Err("the guest is to end".into());
-            }
-            other => postponed.push_back(other),
-        }
-    }
-    Ok(())
 }
 
 fn has_unread(terminal: Option<&Terminal>, channels: &[Channel], id: u16) -> bool {

@@ -38,8 +38,10 @@ pub(crate) enum Event {
     Move(MoveOrder),
     /// From the holder, or about the link to it.
     Link(Stamp, LinkNews),
-    /// The home body was dumped and sent, or not.
-    Dumped(Stamp, Box<Result<Sent, String>>),
+    /// The home body is frozen and has been sent.
+    Sent(Stamp, Box<Sent>),
+    /// Nobody works on the home body any more: it was dumped, and this follows its memory; or it runs.
+    Dumped(Stamp, Box<Result<Option<mosix_pages::Source>, String>>),
     /// The home body is a stub now, or could not become one.
     Stubbed(Stamp, Result<(), String>),
     /// Home has input on this channel.
@@ -87,6 +89,8 @@ struct Run {
     holder_freezes: bool,
     /// The target's copy was ready before the source had said that it had sent it all.
     early_prepared: bool,
+    /// The machine wants the body to become a stub, and CRIU has not let go of it yet.
+    release_waits: bool,
     /// The target takes pages beforehand.
     pages: bool,
     frozen_at: Option<Instant>,
@@ -130,6 +134,7 @@ pub(crate) async fn run(
         held_back: Vec::new(),
         holder_freezes: false,
         early_prepared: false,
+        release_waits: false,
         pages: false,
         frozen_at: None,
         downtime: Downtime::default(),
@@ -164,6 +169,7 @@ impl Run {
             Event::Move(order) => self.begin(order).await,
             Event::Link(stamp, LinkNews::Message(message)) => self.message(stamp, message).await,
             Event::Link(stamp, LinkNews::Lost { why }) => self.link_lost(stamp, why).await,
+            Event::Sent(stamp, sent) => self.sent(stamp, sent.since, sent.record).await,
             Event::Dumped(stamp, result) => self.dumped(stamp, *result).await,
             Event::Stubbed(stamp, result) => self.stubbed(stamp, result).await,
             Event::InputReady(id) => {

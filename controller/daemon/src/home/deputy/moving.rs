@@ -14,7 +14,6 @@ use super::super::link::Link;
 use super::super::stdio::{Stdio, TERMINAL};
 use super::super::{MoveOrder, Stay, plan_of, same_plan};
 use super::{Event, Run};
-use crate::carry::send::Sent;
 use crate::host::drop_later;
 use crate::protocol::{HOME_PATIENCE, Offer, Process, ToHolder};
 use crate::sys;
@@ -241,25 +240,28 @@ impl Run {
         let events = self.events.clone();
         let pages = self.node.kerndat.clone().filter(|_| self.pages).map(|kerndat| self.node.config.moving.pages(kerndat));
         tokio::task::spawn_local(async move {
-            let result = body.send(target, stamp, dir, pages, &give_up).await.map_err(|error| format!("{error:#}"));
+            let sent = events.clone();
+            let announce = move |body| drop(sent.blocking_send(Event::Sent(stamp, Box::new(body))));
+            let result = body.send(target, stamp, dir, pages, &give_up, announce).await.map_err(|error| format!("{error:#}"));
             let _ = events.send(Event::Dumped(stamp, Box::new(result))).await;
         });
     }
 
-    pub(super) async fn dumped(&mut self, stamp: Stamp, result: Result<Sent, String>) {
+    /// CRIU has let go of the body.
+    pub(super) async fn dumped(&mut self, stamp: Stamp, result: Result<Option<mosix_pages::Source>, String>) {
         self.dumping = None;
         match result {
-            Ok(Sent { since, record, follower }) => {
-                self.follower = follower;
-                self.sent(stamp, since, record).await;
-            }
+            Ok(follower) => self.follower = follower,
             Err(why) => self.step(stamp, On::DumpFailed { why }).await,
         }
-        // The move was given up meanwhile.
+        // What had to wait for it.
         if self.machine.state() == State::Thawing
             && let Some(thawed) = self.thaw().await
         {
             self.step(self.machine.stamp(), thawed).await;
+        }
+        if std::mem::take(&mut self.release_waits) {
+            self.become_stub();
         }
     }
 
@@ -326,8 +328,7 @@ impl Run {
     }
 
     pub(super) async fn release_source(&mut self) -> Option<On> {
-        let stamp = self.machine.stamp();
-        let Some(body) = self.body.clone() else {
+        if self.body.is_none() {
             let previous = std::mem::replace(&mut self.holder, self.next.take());
             if let Some(previous) = previous {
                 previous.send(ToHolder::Release).await;
@@ -336,6 +337,17 @@ impl Run {
         };
         self.holder = self.next.take();
         self.has_left(true);
+        if self.dumping.is_some() {
+            self.release_waits = true;
+        } else {
+            self.become_stub();
+        }
+        None
+    }
+
+    fn become_stub(&self) {
+        let Some(body) = self.body.clone() else { return };
+        let stamp = self.machine.stamp();
         let (watcher, events, mailbox) = (self.node.watcher.clone(), self.events.clone(), self.mailbox.clone());
         let on_event: Box<dyn Fn(StubEvent) + Send> = Box::new(move |event| mailbox.put(event));
         tokio::task::spawn_local(async move {
@@ -343,7 +355,6 @@ impl Run {
             let result = result.map_err(|error| error.to_string()).and_then(|result| result.map_err(|error| format!("{error:#}")));
             let _ = events.send(Event::Stubbed(stamp, result)).await;
         });
-        None
     }
 
     /// If it is a stub by now, the watcher tells.

@@ -49,7 +49,7 @@ impl Run {
             | FromAgent::Failed { .. }
             | FromAgent::Window { .. }
             | FromAgent::Step(_)
-            | FromAgent::Dumped { .. }
+            | FromAgent::Dumped
             | FromAgent::DumpFailed { .. } => tracing::warn!("a message that only the holder's daemon should see"),
         }
     }
