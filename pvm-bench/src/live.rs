@@ -64,7 +64,7 @@ impl LiveSide for Live {
 
     fn describe(&self) -> String {
         format!(
-            "mosixd on every node, outside its quota, period {} ms, TLS and sealed gossip, migration by CRIU (stop and copy)",
+            "mosixd on every node, outside its quota, period {} ms, TLS and sealed gossip, migration by CRIU with pre-copy",
             self.spec.period_ms
         )
     }

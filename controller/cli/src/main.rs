@@ -79,6 +79,8 @@ enum Command {
     },
     /// Counters of this node's daemon
     Stats,
+    /// What works on this node, what is used instead of what does not, and what that costs
+    Doctor,
     /// Make and extend the folder of keys and members that the nodes share
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -109,6 +111,7 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Migrate { pid, node } => query(&client, &Request::Migrate { pid, target: node }, output)?,
         Command::Explain { pid } => query(&client, &Request::Explain { pid }, output)?,
         Command::Stats => query(&client, &Request::Stats, output)?,
+        Command::Doctor => query(&client, &Request::Doctor, output)?,
         Command::Balance { state } => {
             let on = state == Switch::On;
             match client.ask(&Request::Balance { on })? {
@@ -134,6 +137,7 @@ fn query(client: &Client, request: &Request, output: Output) -> Result<()> {
         Reply::Moved(moved) => output.print(&moved, || show::moved(&moved)),
         Reply::Explained(explained) => output.print(&explained, || show::explained(&explained)),
         Reply::Stats(stats) => output.print(&stats, || show::stats(&stats)),
+        Reply::Diagnosis { checks } => output.print(&checks, || show::diagnosis(&checks)),
         other => bail!("{}", unexpected(&other)),
     }
 }
@@ -146,6 +150,7 @@ fn answers(reply: &Reply, request: &Request) -> bool {
             | (Request::Migrate { .. }, Reply::Moved(_))
             | (Request::Explain { .. }, Reply::Explained(_))
             | (Request::Stats, Reply::Stats(_))
+            | (Request::Doctor, Reply::Diagnosis { .. })
     )
 }
 

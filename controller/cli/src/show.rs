@@ -1,7 +1,7 @@
 //! The daemon's answers as text for people.
 
 use comfy_table::{CellAlignment, Table, presets};
-use mosix_wire::control::{Downtime, Explained, Moved, NodeRow, ProcessRow, Stats, Status};
+use mosix_wire::control::{Check, Downtime, Explained, Health, Moved, NodeRow, ProcessRow, Stats, Status};
 
 use crate::format::{bytes, clean, milliseconds, seconds};
 
@@ -123,6 +123,20 @@ fn list(title: &str, reasons: &[String]) -> String {
     }
     let lines: String = reasons.iter().map(|reason| format!("  - {}\n", clean(reason))).collect();
     format!("{title}:\n{lines}")
+}
+
+/// One line for each thing that was looked at.
+pub(crate) fn diagnosis(checks: &[Check]) -> String {
+    let mut table = table(&["WHAT", "STATE", "DETAIL"]);
+    for check in checks {
+        let state = match check.state {
+            Health::Good => "good",
+            Health::Slow => "slow",
+            Health::Missing => "missing",
+        };
+        table.add_row([clean(&check.what), state.to_owned(), clean(&check.detail)]);
+    }
+    text_of(&table)
 }
 
 /// One counter a line.
@@ -260,6 +274,13 @@ ws3   unknown      -     -     -        -          -       -     -      -
         for part in ["  - it uses io_uring\n", "  - it is interactive\n", "balance", "stay: no gain"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[test]
+    fn a_diagnosis_is_a_table() {
+        let row = |what: &str, state| Check { what: what.into(), state, detail: "so".into() };
+        let text = diagnosis(&[row("criu", Health::Good), row("pre-copy", Health::Slow)]);
+        assert_eq!(text, "WHAT      STATE  DETAIL\ncriu      good   so\npre-copy  slow   so\n");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::doctor;
 use crate::home;
 use crate::node::Node;
 use crate::report;
@@ -89,6 +90,7 @@ async fn answer(node: &Rc<Node>, uid: u32, request: Request, writer: &mut (impl 
         Request::Ps { all } => Ok(Reply::Ps { processes: report::processes(node, all) }),
         Request::Explain { pid } => Ok(Reply::Explained(report::explain(node, pid)?)),
         Request::Stats => Ok(Reply::Stats(report::stats(node))),
+        Request::Doctor => Ok(Reply::Diagnosis { checks: doctor::examine(node) }),
         Request::Place => {
             let now_s = node.now_s();
             let figures = node.figures();

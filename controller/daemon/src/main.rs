@@ -9,7 +9,7 @@
 //! | [`home`] | processes of this home that are elsewhere: the deputy |
 //! | [`host`] | processes of other homes that are here: the guest |
 //! | [`carry`] | a body on its way |
-//! | [`control`], [`report`] | `mosixctl` |
+//! | [`control`], [`report`], [`doctor`] | `mosixctl` |
 //! | [`recover`], [`commit_log`] | after a crash |
 
 mod agent;
@@ -19,6 +19,7 @@ mod cgroups;
 mod commit_log;
 mod config;
 mod control;
+mod doctor;
 mod gossip;
 mod home;
 mod host;

@@ -53,8 +53,8 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) tls: Tls,
     pub(crate) criu: Criu,
-    /// CRIU's cache of kernel features, if it is one with our patches: then memory is copied beforehand.
-    pub(crate) kerndat: Option<PathBuf>,
+    /// CRIU's cache of kernel features, if it is one with our patches: then memory is copied beforehand. Else why not.
+    pub(crate) kerndat: Result<PathBuf, String>,
     pub(crate) agent_program: PathBuf,
     pub(crate) freezer_root: PathBuf,
     pub(crate) watcher: Arc<Watcher>,
@@ -252,19 +252,19 @@ impl Node {
 }
 
 /// Has the cache made if memory can be copied beforehand; else says why not.
-fn kerndat(config: &Config, criu: &Criu) -> Option<PathBuf> {
+fn kerndat(config: &Config, criu: &Criu) -> Result<PathBuf, String> {
     let file = config.state_dir.join("criu.kdat");
     let prepared = match criu.features() {
         _ if !config.moving.precopy => Err("moving.precopy is off".to_owned()),
-        Ok(features) if !features.complete() => Err(format!("{} lacks our patches", criu.path().display())),
+        Ok(features) if !features.complete() => Err(format!(
+            "{} lacks our patches: name in programs.criu one that has them (`cargo xtask setup` builds it)",
+            criu.path().display()
+        )),
         Ok(_) => mosix_criu::kerndat::prepare(criu, &file).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    match prepared {
-        Ok(()) => Some(file),
-        Err(why) => {
-            tracing::warn!("memory is not copied beforehand, so processes stand still for as long as it takes to send it: {why}");
-            None
-        }
+    if let Err(why) = &prepared {
+        tracing::warn!("memory is not copied beforehand, so processes stand still for as long as it takes to send it: {why}");
     }
+    prepared.map(|()| file)
 }

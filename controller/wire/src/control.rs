@@ -41,6 +41,8 @@ pub enum Request {
     },
     /// Counters of this daemon, for benchmarks.
     Stats,
+    /// What works on this node, what is used instead of what does not, and what that costs.
+    Doctor,
 }
 
 /// What the daemon answers.
@@ -70,6 +72,11 @@ pub enum Reply {
     },
     /// To `Stats`.
     Stats(Stats),
+    /// To `Doctor`.
+    Diagnosis {
+        /// One row for each thing that can differ from machine to machine.
+        checks: Vec<Check>,
+    },
     /// To `Balance`.
     Done,
     /// The request failed; nothing changed unless the text says so. What happened, why, and what to do.
@@ -213,6 +220,29 @@ pub struct Explained {
     pub not_automatic: Vec<String>,
     /// Last decisions that concerned it, newest last, in words with numbers.
     pub decisions: Vec<DecisionRow>,
+}
+
+/// One row of [`Reply::Diagnosis`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at, e.g. `criu`.
+    pub what: String,
+    /// The best there is, or how good what is there is.
+    pub state: Health,
+    /// What is used and, if that is not the best, what it costs and what to do.
+    pub detail: String,
+}
+
+/// How good something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// As good as it gets.
+    Good,
+    /// It works, and something else would be better.
+    Slow,
+    /// Something cannot be done here.
+    Missing,
 }
 
 /// One recorded decision.

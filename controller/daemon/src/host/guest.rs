@@ -311,7 +311,7 @@ impl Run {
     fn start_agent(&mut self) -> anyhow::Result<()> {
         files::make_dir(&self.images_dir)?;
         let node = &self.node;
-        if node.kerndat.is_some() {
+        if node.kerndat.is_ok() {
             self.store = Some(make_store(&self.images_dir, self.process.pid)?);
         }
         let text = |paths: &[PathBuf]| paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
@@ -330,7 +330,7 @@ impl Run {
             cpus: node.config.node.guest_cpus.clone(),
             criu_deadline_ms: node.config.timing.move_ms,
             images_dir: self.images_dir.to_string_lossy().into_owned(),
-            premem: node.kerndat.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            premem: node.kerndat.as_ref().ok().map(|path| path.to_string_lossy().into_owned()),
         };
         let events = self.events.clone();
         self.agent = Some(Agent::start(&node.agent_program, setup, async move |news| {
@@ -410,7 +410,7 @@ impl Run {
                 self.keep_restore_log();
                 self.step(On::RestoreFailed { why: format!("{}: {why}", self.node.identity.name()) }).await;
             }
-            FromAgent::Step(_) | FromAgent::Dumped | FromAgent::DumpFailed { .. } => self.hop_news(news),
+            FromAgent::Step(_) | FromAgent::Dumped | FromAgent::DumpFailed { .. } => self.hop_news(news).await,
             FromAgent::Exited { .. } => {
                 self.info.borrow_mut().running = false;
                 self.tell_home(FromHolder::Agent(news)).await;

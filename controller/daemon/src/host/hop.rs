@@ -12,7 +12,7 @@ use mosix_criu::DumpOptions;
 use mosix_engine::commit::Stamp;
 use mosix_guest::{DumpStep, FromAgent, SkeletonSpec, ToAgent};
 use mosix_policy::NodeId;
-use mosix_wire::blocking::BlockingStream;
+use mosix_wire::blocking::{BlockingStream, Breaker};
 use tokio::sync::mpsc;
 
 use super::guest::{Event, Run, is_urgent};
@@ -29,6 +29,12 @@ pub(super) struct Hop {
     dir: PathBuf,
     /// To the thread that sends.
     news: Sender<News>,
+    /// Ends its connection.
+    breaker: Breaker,
+    /// It has not ended yet, so CRIU may be at work.
+    working: bool,
+    /// Home has given the hop up, and the thread must end first.
+    thaw_waits: bool,
     /// Home keeps its orders.
     freezing: bool,
     quiet: bool,
@@ -123,15 +129,27 @@ impl Run {
         let config = &self.node.config;
         let stream = open(&self.node.tls, target, stamp, config.connect_timeout()).await?;
         let link = BlockingStream::new(stream, config.move_timeout()).context("cannot hand the connection over")?;
+        let breaker = link.breaker()?;
         files::make_dir(&dir)?;
         let pid = self.info.borrow().outer_pid.context("the guest has just ended")?;
         let agent = self.agent.as_ref().context("the guest has just ended")?.sender();
-        let pages = self.node.kerndat.clone().filter(|_| pages).map(|kerndat| config.moving.pages(kerndat));
+        let pages = self.node.kerndat.clone().ok().filter(|_| pages).map(|kerndat| config.moving.pages(kerndat));
         let parcel = Parcel { link, dir: dir.clone(), pid, inner_pid: self.process.pid, pages };
         let (news, from_agent) = channel();
         let mut dumper =
             AgentDumper { agent, events: self.events.clone(), news: from_agent, images_dir: dir.clone(), deadline: config.move_timeout() };
-        self.hop = Some(Hop { dir, news, freezing: false, quiet: false, late: Vec::new(), sent: None, follower: None });
+        self.hop = Some(Hop {
+            dir,
+            news,
+            breaker,
+            working: true,
+            thaw_waits: false,
+            freezing: false,
+            quiet: false,
+            late: Vec::new(),
+            sent: None,
+            follower: None,
+        });
         let memory_bytes = self.info.borrow().memory_bytes;
         self.node.ledger.borrow_mut().leave(self.node.id().0, self.key(), memory_bytes);
         self.node.leaving.borrow_mut().insert(self.key());
@@ -147,16 +165,18 @@ impl Run {
     }
 
     /// The agent's word on the dump.
-    pub(super) fn hop_news(&self, news: FromAgent) {
-        let Some(hop) = &self.hop else { return };
-        let news = match news {
-            FromAgent::Step(step) => News::Step(step),
-            FromAgent::Dumped => News::Dumped,
-            FromAgent::DumpFailed { why } => News::Failed(why),
-            _ => return,
+    pub(super) async fn hop_news(&self, news: FromAgent) {
+        let waits = matches!(&news, FromAgent::Step(DumpStep::Before | DumpStep::Held { .. }));
+        let told = match (&self.hop, news) {
+            (Some(hop), FromAgent::Step(step)) => hop.news.send(News::Step(step)).is_ok(),
+            (Some(hop), FromAgent::Dumped) => hop.news.send(News::Dumped).is_ok(),
+            (Some(hop), FromAgent::DumpFailed { why }) => hop.news.send(News::Failed(why)).is_ok(),
+            _ => false,
         };
-        // A thread that has ended has said why.
-        let _ = hop.news.send(news);
+        // The thread that ordered the dump has ended, and said why.
+        if waits && !told {
+            self.tell_agent(ToAgent::GoOn { veto: Some("the move was given up".into()) }).await;
+        }
     }
 
     pub(super) async fn hop_freezes(&mut self) {
@@ -203,17 +223,27 @@ impl Run {
 
     /// CRIU has let go of it, or it runs on.
     pub(super) async fn hop_dumped(&mut self, result: Result<Option<mosix_pages::Source>, String>) {
+        let Some(hop) = &mut self.hop else { return result.map_or((), drop_later) };
+        hop.working = false;
+        let thaws = std::mem::take(&mut hop.thaw_waits);
         match result {
-            Ok(follower) => match &mut self.hop {
-                Some(hop) => hop.follower = follower,
-                None => drop_later(follower),
-            },
-            Err(why) => self.tell_home(FromHolder::DumpFailed { why }).await,
+            Ok(follower) => hop.follower = follower,
+            Err(why) if !thaws => self.tell_home(FromHolder::DumpFailed { why }).await,
+            Err(_) => {}
+        }
+        if thaws {
+            self.thaw().await;
         }
     }
 
-    /// The hop was given up, whether or not the dump was complete.
+    /// The hop was given up, whether or not the dump was complete. A thread that is still at it must end first, or it would freeze the guest
+    /// after this.
     pub(super) async fn thaw(&mut self) {
+        if let Some(hop) = self.hop.as_mut().filter(|hop| hop.working) {
+            hop.breaker.cut();
+            hop.thaw_waits = true;
+            return;
+        }
         self.tell_agent(ToAgent::Thaw).await;
         let late = self.hop.as_mut().map(|hop| std::mem::take(&mut hop.late)).unwrap_or_default();
         self.end_hop(false);

@@ -238,7 +238,7 @@ impl Run {
         self.dumping = Some(give_up.clone());
         let dir = self.node.images_dir("home", stamp.group, stamp.epoch);
         let events = self.events.clone();
-        let pages = self.node.kerndat.clone().filter(|_| self.pages).map(|kerndat| self.node.config.moving.pages(kerndat));
+        let pages = self.node.kerndat.clone().ok().filter(|_| self.pages).map(|kerndat| self.node.config.moving.pages(kerndat));
         tokio::task::spawn_local(async move {
             let sent = events.clone();
             let announce = move |body| drop(sent.blocking_send(Event::Sent(stamp, Box::new(body))));
