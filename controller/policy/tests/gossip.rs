@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test's helpers, too, may end the test.
 
-use mosix_policy::{MAX_RECORDS, Message, NodeId, Params, Record, Window, pick_peer};
+use mosix_policy::{Features, MAX_DEATHS, MAX_RECORDS, Message, NodeId, Params, Record, Window, pick_peer};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,11 +21,15 @@ fn record(node: u32, seq: u32, committed: u16, age_ms: u32) -> Record {
         memory_free_bytes: 1 << 29,
         guests: 0,
         away: 0,
+        closed: false,
+        features: Features(u32::MAX),
+        lag_mean_s: 0.0,
+        lag_min_s: 0.0,
     }
 }
 
 fn message(records: Vec<Record>) -> Message {
-    Message { records }
+    Message { records, deaths: Vec::new() }
 }
 
 fn rng() -> ChaCha8Rng {
@@ -182,6 +186,10 @@ fn the_largest_message_fits_a_datagram() {
         memory_free_bytes: u64::MAX,
         guests: u16::MAX,
         away: u16::MAX,
+        closed: false,
+        features: Features(u32::MAX),
+        lag_mean_s: 0.0,
+        lag_min_s: 0.0,
     };
     let bytes = postcard::to_stdvec(&message(vec![worst; MAX_RECORDS])).unwrap();
     assert!(bytes.len() <= 1400 - 28, "{}", bytes.len());
