@@ -9,6 +9,7 @@
 //! * [`free`]: the control, a [`table1::LiveSide`] whose migrations cost nothing: it shows what this lab can reach.
 //! * [`idle`]: what the daemons of an idle cluster cost.
 //! * [`migrate`]: how long a process stands still when it is moved.
+//! * [`sim`]: scenarios for the simulator.
 //! * [`row`]: what is printed and written as JSON.
 
 pub mod check;
@@ -22,6 +23,7 @@ pub mod pvm;
 mod race;
 pub mod row;
 pub mod scale;
+pub mod sim;
 pub mod table1;
 
 /// Result of the benchmark's operations.

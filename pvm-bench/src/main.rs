@@ -34,6 +34,8 @@ enum Command {
     Idle(IdleArgs),
     /// How long a process stands still when it is moved, as it sees it itself; beside it plain CRIU
     Migrate(MigrateArgs),
+    /// Simulates a cluster of any size, with the daemon's own policy
+    Sim(pvm_bench::sim::SimArgs),
     /// What `migrate` runs inside its nodes
     #[command(hide = true)]
     CopyEnd(CopyEndArgs),
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
         Command::Table1(args) => run_table1(args),
         Command::Idle(args) => run_idle(args),
         Command::Migrate(args) => command(&args).map_err(anyhow::Error::from),
+        Command::Sim(args) => pvm_bench::sim::command(&args),
         Command::CopyEnd(args) => return pvm_bench::migrate::copy_end::run(&args),
     };
     match result {

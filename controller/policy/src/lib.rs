@@ -41,7 +41,7 @@ pub use dice::Dice;
 pub use explain::{Case, Conclusion, Explanation, Ineligible, MAX_ROWS, Ring, Row};
 pub use ledger::{Ledger, MAX_ENTRIES, Reserved};
 pub use params::{BadParam, Objective, Params};
-pub use place::{Newborn, place, place_process};
+pub use place::{Explorer, Newborn, place, place_process};
 pub use predict::{Figures, cpu_load, rate, time_per_work};
 pub use process::{Candidate, Local, Move, Outcome, Partner, Rule, Stance, Terms, eligible};
 pub use record::{Death, Features, MAX_DEATHS, MAX_RECORDS, Message, NodeId, Record};

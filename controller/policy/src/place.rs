@@ -67,3 +67,51 @@ pub fn place_process(
     }
     best.1
 }
+
+/// Finds nodes that this one knows nothing of.
+///
+/// A window is a sample. When many programs start at once, all the free CPUs in it are soon taken, though others are free: then
+/// members that are not in the window are asked, in random order, nobody twice before all were. The question is [`crate::admit`],
+/// as for a move; the node that answers is in the window from then on.
+#[derive(Debug, Clone, Default)]
+pub struct Explorer {
+    /// In random order; taken from the end.
+    unasked: Vec<NodeId>,
+    /// Free CPUs there were none, anywhere: asks again when this time has come.
+    rests_until_s: f64,
+}
+
+impl Explorer {
+    /// Whom to ask, if nobody is known to have a free CPU, this node included. `None`: [`place`] knows best, or all were asked
+    /// within the last period.
+    pub fn next(
+        &mut self,
+        params: &Params,
+        own: &Figures,
+        window: &Window,
+        members: &[NodeId],
+        now_s: f64,
+        rng: &mut impl Rng,
+    ) -> Option<NodeId> {
+        let usable = window.usable(params, now_s).filter(|h| !h.record.closed);
+        if own.has_free_cpu() || usable.map(|h| h.record.figures()).any(|f| f.has_free_cpu()) {
+            return None;
+        }
+        if self.unasked.is_empty() {
+            if now_s < self.rests_until_s {
+                return None;
+            }
+            self.rests_until_s = now_s + params.period_s;
+            self.unasked = members.iter().copied().filter(|m| *m != own.node).collect();
+            for i in 1..self.unasked.len() {
+                self.unasked.swap(i, rng.random_range(0..=i));
+            }
+        }
+        while let Some(node) = self.unasked.pop() {
+            if window.get(node).is_none() {
+                return Some(node);
+            }
+        }
+        None
+    }
+}

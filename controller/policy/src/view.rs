@@ -76,8 +76,8 @@ pub(crate) struct Best {
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) peers: Vec<Peer>,
-    /// Where each node is in `peers`, by node.
-    places: Vec<(NodeId, usize)>,
+    /// The nodes of `peers`, in the same order: what a search reads.
+    nodes: Vec<NodeId>,
     /// `time_per_work` here, without drag.
     here: f64,
     own_load: f64,
@@ -87,17 +87,18 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn new(params: &Params, local: &Local, window: &Window, now_s: f64, tried: &[NodeId], rng: &mut impl Rng) -> Self {
         let usable = window.usable(params, now_s).filter(|h| !tried.contains(&h.record.node));
-        let mut peers: Vec<Peer> = usable.map(|h| Peer::new(params, local, h)).collect();
-        peers.sort_unstable_by(|a, b| a.time.total_cmp(&b.time).then(a.figures.node.cmp(&b.figures.node)));
-        shuffle_ties(&mut peers, params.margin, rng);
-        let mut places: Vec<_> = peers.iter().enumerate().map(|(at, p)| (p.figures.node, at)).collect();
-        places.sort_unstable();
-        Self { peers, places, here: time_per_work(&local.figures, 0.0), own_load: cpu_load(&local.figures), own: local.figures.node }
+        let peers: Vec<Peer> = usable.map(|h| Peer::new(params, local, h)).collect();
+        let mut order: Vec<(f64, NodeId, usize)> = peers.iter().enumerate().map(|(at, p)| (p.time, p.figures.node, at)).collect();
+        order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        shuffle_ties(&mut order, params.margin, rng);
+        let peers: Vec<Peer> = order.iter().filter_map(|o| peers.get(o.2).cloned()).collect();
+        let nodes = order.into_iter().map(|o| o.1).collect();
+        Self { peers, nodes, here: time_per_work(&local.figures, 0.0), own_load: cpu_load(&local.figures), own: local.figures.node }
     }
 
     fn peer(&self, node: NodeId) -> Option<&Peer> {
-        let at = self.places.binary_search_by_key(&node, |p| p.0).ok()?;
-        self.peers.get(self.places.get(at)?.1)
+        let at = self.nodes.iter().position(|n| *n == node)?;
+        self.peers.get(at)
     }
 
     /// Its time here.
@@ -118,7 +119,8 @@ impl View {
     /// The node on which `candidate` would run fastest.
     pub(crate) fn best(&self, params: &Params, candidate: &Candidate) -> Option<Best> {
         let here = self.time_here(candidate);
-        let is_special = |n: NodeId| n == candidate.home || candidate.partners.iter().any(|p| p.node == n);
+        let needs_home = candidate.kappa > 0.0;
+        let is_special = |n: NodeId| (needs_home && n == candidate.home) || candidate.partners.iter().any(|p| p.node == n);
         let plain = self.peers.iter().find(|p| !p.wasteful && !is_special(p.figures.node) && p.takes(candidate));
         let mut best = plain.map(|p| Best {
             target: p.figures.node,
@@ -126,6 +128,8 @@ impl View {
             there: self.time_at(candidate, p, params.margin),
             for_partner: false,
         });
+        // A closed node takes its own processes: when nobody else does they may go home, `kappa` or not.
+        let best_is_none = best.is_none();
         let mut consider = |node: NodeId, for_partner: bool| {
             let Some(peer) = self.peer(node).filter(|p| p.takes(candidate)) else { return };
             let there = self.time_at(candidate, peer, params.margin);
@@ -133,7 +137,9 @@ impl View {
                 best = Some(Best { target: node, here, there, for_partner });
             }
         };
-        consider(candidate.home, false);
+        if needs_home || best_is_none {
+            consider(candidate.home, false);
+        }
         for partner in &candidate.partners {
             consider(partner.node, true);
         }
@@ -143,13 +149,12 @@ impl View {
 
 /// Puts each run of nodes that differ by less than `margin` from its first into random order, so that many senders do
 /// not all choose the same.
-fn shuffle_ties(peers: &mut [Peer], margin: f64, rng: &mut impl Rng) {
+fn shuffle_ties(order: &mut [(f64, NodeId, usize)], margin: f64, rng: &mut impl Rng) {
     let mut from = 0;
-    while let Some(first) = peers.get(from).map(|p| p.time) {
-        let len = peers.iter().skip(from).take_while(|p| p.time <= first + margin).count();
+    while let Some(first) = order.get(from).map(|o| o.0) {
+        let len = order.iter().skip(from).take_while(|o| o.0 <= first + margin).count();
         for i in 1..len {
-            let j = rng.random_range(0..=i);
-            peers.swap(from + i, from + j);
+            order.swap(from + i, from + rng.random_range(0..=i));
         }
         from += len;
     }

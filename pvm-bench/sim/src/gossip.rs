@@ -1,0 +1,116 @@
+//! Ticks and messages.
+
+use mosix_policy::Message;
+use rand::Rng;
+
+use crate::event::{Event, Letter};
+use crate::node::NodeIx;
+use crate::world::World;
+
+/// One message in so many is encoded to see how long it is.
+const MEASURED: u64 = 64;
+/// Bytes around a gossip message: sender, nonce and seal.
+const SEAL_BYTES: f64 = 28.0;
+/// Bytes of a question or an answer, with the record that it carries.
+const ASK_BYTES: f64 = 140.0;
+
+impl World {
+    pub(crate) fn tick(&mut self, at: NodeIx, life: u32) {
+        if !self.nodes[at].up || self.nodes[at].life != life {
+            return;
+        }
+        let next_s = self.params.next_tick_s(&mut self.rng);
+        self.queue.push(self.now_s + next_s, Event::Tick { node: at, life });
+        self.touch(at);
+        self.nodes[at].ledger.expire(self.now_s);
+        if self.scenario.policy.fixed {
+            return;
+        }
+        if let Some(peer) = self.nodes[at].window.pick_living(&self.members, &mut self.rng) {
+            self.gossip(at, peer.0 as usize);
+        }
+        if self.nodes[at].ledger.committed() == 0 && self.params.hints > 0 {
+            self.hint(at, 1);
+        }
+        self.decide(at);
+    }
+
+    /// A process has ended here: the most loaded should know at once.
+    pub(crate) fn tell_of_exit(&mut self, at: NodeIx) {
+        if !self.scenario.policy.fixed {
+            self.hint(at, self.params.hints);
+        }
+    }
+
+    fn hint(&mut self, at: NodeIx, count: usize) {
+        for busy in self.nodes[at].window.hint_targets(&self.params, self.now_s, count) {
+            self.gossip(at, busy.0 as usize);
+        }
+    }
+
+    fn gossip(&mut self, at: NodeIx, to: NodeIx) {
+        let own = self.record(at);
+        let message = self.nodes[at].window.compose(&self.params, own, self.now_s, &mut self.rng);
+        self.send(at, to, Letter::Gossip(Box::new(message)));
+    }
+
+    /// Puts a letter on its way, or loses it, or doubles it.
+    pub(crate) fn send(&mut self, from: NodeIx, to: NodeIx, letter: Letter) {
+        self.meter(&letter);
+        let network = &self.scenario.network;
+        let (loss, duplicates, delay_ms) = (network.loss, network.duplicates, network.delay_ms);
+        if loss > 0.0 && self.rng.random::<f64>() < loss {
+            return;
+        }
+        if duplicates > 0.0 && self.rng.random::<f64>() < duplicates {
+            let at_s = self.now_s + delay_ms.draw(&mut self.rng) / 1000.0;
+            self.queue.push(at_s, Event::Deliver { from, to, letter: letter.clone() });
+        }
+        let at_s = self.now_s + delay_ms.draw(&mut self.rng) / 1000.0;
+        self.queue.push(at_s, Event::Deliver { from, to, letter });
+    }
+
+    fn meter(&mut self, letter: &Letter) {
+        let metrics = &mut self.metrics;
+        metrics.letters += 1;
+        match letter {
+            Letter::Gossip(message) => {
+                if metrics.gossip % MEASURED == 0 {
+                    metrics.measured_bytes += bytes_of(message);
+                    metrics.measured += 1;
+                }
+                metrics.gossip += 1;
+            }
+            _ => metrics.ask_bytes += ASK_BYTES,
+        }
+    }
+
+    pub(crate) fn deliver(&mut self, from: NodeIx, to: NodeIx, letter: Letter) {
+        let cut = self.partitioned && self.nodes[from].side != self.nodes[to].side;
+        if cut || !self.nodes[to].up {
+            if let Letter::Place(placing) = letter {
+                self.placed(from, placing.process, false, None);
+            }
+            return;
+        }
+        match letter {
+            Letter::Gossip(message) => {
+                let news = self.nodes[to].window.merge(&self.params, *message, self.now_s);
+                if news > 0 {
+                    self.decide(to);
+                }
+            }
+            Letter::Ask(ask) => self.asked(from, to, *ask),
+            Letter::Answer { id, accepted, record } => self.answered(to, from, id, accepted, *record),
+            Letter::Withdraw { id } => {
+                self.nodes[to].ledger.abort(from as u32, id);
+            }
+            Letter::Place(placing) => self.asked_to_place(from, to, *placing),
+            Letter::Placed { process, accepted, record } => self.placed(to, process, accepted, Some(*record)),
+        }
+    }
+}
+
+fn bytes_of(message: &Message) -> f64 {
+    SEAL_BYTES + postcard::to_stdvec(message).map_or(0.0, |bytes| bytes.len() as f64)
+}
