@@ -14,6 +14,7 @@ use crate::predict::{Figures, time_per_work};
 use crate::process::{Candidate, Local, Move, Terms};
 use crate::record::{Features, NodeId};
 use crate::rotate::may_change_places;
+use crate::view::wastes_a_cpu;
 
 /// "May I send you this process?"
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +60,7 @@ impl Request {
 
     fn is_sane(&self) -> bool {
         let terms = match self.terms {
-            Terms::Faster | Terms::Room => true,
+            Terms::Faster | Terms::Room | Terms::Idle => true,
             Terms::Cheaper { cost_here, scale } => cost_here.is_finite() && scale.is_finite() && scale > 0.0,
             Terms::Ahead { stayers_lag_s: lag_s, threshold_s } | Terms::Exchange { lag_s, threshold_s } => {
                 lag_s.is_finite() && threshold_s.is_finite() && threshold_s >= 0.0
@@ -197,10 +198,15 @@ fn pays_off(params: &Params, own: &Own, request: &Request, after: &Figures) -> R
     let home = |node| if request.home == node { 0.0 } else { request.kappa.max(0.0) };
     match request.terms {
         Terms::Room => Ok(()),
+        Terms::Idle => {
+            let fills = own.figures.has_free_cpu() && request.source.committed > request.source.cpus;
+            if fills { Ok(()) } else { Err(Refusal::NotAhead) }
+        }
         Terms::Faster => {
             let there_s = time_per_work(&request.source, home(request.source.node) + request.apart_here.max(0.0));
             let here_s = time_per_work(after, home(here) + request.apart_there.max(0.0));
-            if there_s - here_s > params.margin { Ok(()) } else { Err(Refusal::NoGain { there: there_s, here: here_s }) }
+            let wasteful = wastes_a_cpu(params, &request.source, &own.figures);
+            if there_s - here_s > params.margin && !wasteful { Ok(()) } else { Err(Refusal::NoGain { there: there_s, here: here_s }) }
         }
         Terms::Cheaper { cost_here: there, scale } => {
             let drag = 1.0 + home(here) + request.apart_there.max(0.0);

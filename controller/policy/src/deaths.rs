@@ -31,8 +31,7 @@ impl Deaths {
     pub(crate) fn enter(&mut self, death: Death, now_s: f64) -> bool {
         if let Some(old) = self.known.iter_mut().find(|r| r.death.node == death.node) {
             if old.death.version() >= death.version() {
-                // The same news on another way: it fades everywhere, never grows.
-                old.death.priority = old.death.priority.min(death.priority);
+                // The same news on another way: how often it is still passed on does not grow, or it would never fade.
                 return false;
             }
             *old = Remembered { death, heard_at_s: now_s };

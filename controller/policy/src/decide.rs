@@ -21,7 +21,7 @@ use crate::predict::cpu_load;
 use crate::process::{Candidate, Local, Move, Outcome, Rule, Stance, Terms, eligible, movable};
 use crate::record::NodeId;
 use crate::rotate;
-use crate::view::View;
+use crate::view::{View, nothing_to_gain};
 use crate::window::Window;
 
 /// Picks at most one process to move now. `tried` are the nodes that refused since the last trigger.
@@ -32,6 +32,13 @@ use crate::window::Window;
 pub fn decide(params: &Params, local: &Local, window: &Window, now_s: f64, rng: &mut impl Rng, tried: &[NodeId]) -> Outcome {
     let mut explanation = Explanation::new(now_s, local);
     explanation.tried = tried.len();
+    if let Some(peers) = at_first_sight(params, local, window, now_s, tried) {
+        explanation.peers = peers;
+        for why in local.candidates.iter().filter_map(|c| eligible(params, c).err()) {
+            explanation.count_ineligible(why);
+        }
+        return Outcome { action: None, explanation };
+    }
     let view = match ready(params, local, window, now_s, rng, tried) {
         Ok(view) => view,
         Err(why) => {
@@ -41,15 +48,34 @@ pub fn decide(params: &Params, local: &Local, window: &Window, now_s: f64, rng: 
         }
     };
     explanation.peers = view.peers.len();
-    let action = must_leave(params, local, &view, &mut explanation)
-        .or_else(|| if explanation.conclusion == Conclusion::NoRoom { None } else { by_choice(params, local, &view, &mut explanation, rng) });
+    let action = must_leave(params, local, &view, &mut explanation).or_else(|| {
+        if explanation.conclusion == Conclusion::NoRoom { None } else { by_choice(params, local, &view, &mut explanation, rng) }
+    });
     if let Some(action) = &action {
         explanation.rule = action.rule;
     }
     Outcome { action, explanation }
 }
 
-fn ready(params: &Params, local: &Local, window: &Window, now_s: f64, rng: &mut impl Rng, tried: &[NodeId]) -> Result<View, Conclusion> {
+/// The number of nodes known, if it is plain that none of the rules finds anything.
+fn at_first_sight(params: &Params, local: &Local, window: &Window, now_s: f64, tried: &[NodeId]) -> Option<usize> {
+    let only_balance = !params.rotation && params.objective == Objective::Time && local.stance == Stance::Open;
+    let must_usher = params.usher && !local.figures.memory_within(params.usher_limit);
+    if !only_balance || must_usher || !local.figures.is_sane() || local.outgoing >= params.max_out || tried.len() >= params.max_tries {
+        return None;
+    }
+    let (nothing, peers) = nothing_to_gain(params, local, window, now_s, tried);
+    (nothing && peers > 0).then_some(peers)
+}
+
+fn ready<'a>(
+    params: &Params,
+    local: &Local,
+    window: &'a Window,
+    now_s: f64,
+    rng: &mut impl Rng,
+    tried: &[NodeId],
+) -> Result<View<'a>, Conclusion> {
     if !local.figures.is_sane() {
         return Err(Conclusion::NotReady);
     }
@@ -64,7 +90,7 @@ fn ready(params: &Params, local: &Local, window: &Window, now_s: f64, rng: &mut 
 }
 
 /// Evict and usher: moves that are not for the good of who is moved.
-fn must_leave(params: &Params, local: &Local, view: &View, explanation: &mut Explanation) -> Option<Move> {
+fn must_leave(params: &Params, local: &Local, view: &View<'_>, explanation: &mut Explanation) -> Option<Move> {
     let here = local.figures.node;
     let leaves = |c: &&Candidate| match local.stance {
         Stance::Open => false,
@@ -75,13 +101,13 @@ fn must_leave(params: &Params, local: &Local, view: &View, explanation: &mut Exp
     if !leaving.is_empty() {
         return evict(params, view, &leaving, explanation);
     }
-    if !params.usher || local.figures.memory_within(params.memory_limit) {
+    if !params.usher || local.figures.memory_within(params.usher_limit) {
         return None;
     }
     usher(params, local, view, explanation)
 }
 
-fn evict(params: &Params, view: &View, leaving: &[&Candidate], explanation: &mut Explanation) -> Option<Move> {
+fn evict(params: &Params, view: &View<'_>, leaving: &[&Candidate], explanation: &mut Explanation) -> Option<Move> {
     // Those that gain most, or lose least, first.
     let rows = leaving.iter().filter_map(|c| view.best(params, c).map(|best| row(c, best.target, best.here, best.there)));
     let Some(row) = rows.max_by(|a, b| a.value_s.total_cmp(&b.value_s).then(b.key.cmp(&a.key))) else {
@@ -93,7 +119,7 @@ fn evict(params: &Params, view: &View, leaving: &[&Candidate], explanation: &mut
 }
 
 /// The smallest process that cures the shortage, else the largest that fits; to the least loaded node, even if that is busier.
-fn usher(params: &Params, local: &Local, view: &View, explanation: &mut Explanation) -> Option<Move> {
+fn usher(params: &Params, local: &Local, view: &View<'_>, explanation: &mut Explanation) -> Option<Move> {
     let figures = &local.figures;
     let limit = params.memory_limit * figures.memory_total_bytes as f64;
     let deficit = (figures.memory_used_bytes as f64 - limit).max(0.0) as u64;
@@ -101,11 +127,11 @@ fn usher(params: &Params, local: &Local, view: &View, explanation: &mut Explanat
     let rank = |c: &Candidate| if c.memory_bytes >= deficit { (0, c.memory_bytes) } else { (1, u64::MAX - c.memory_bytes) };
     order.sort_by_key(|c| (rank(c), c.key));
     for candidate in order {
-        let fits = view.peers.iter().filter(|p| p.takes(candidate));
-        if let Some(peer) = fits.min_by(|a, b| a.load.total_cmp(&b.load)) {
+        let fits = view.peers.iter().filter(|p| p.takes(params, candidate));
+        if let Some(peer) = fits.min_by(|a, b| a.load().total_cmp(&b.load())) {
             let drag = |node| 1.0 + candidate.drag(node);
             let here = drag(figures.node) * crate::time_per_work(figures, 0.0);
-            let row = row(candidate, peer.figures.node, here, drag(peer.figures.node) * peer.time);
+            let row = row(candidate, peer.node(), here, drag(peer.node()) * peer.time);
             explanation.rows.push(row);
             return Some(goes(row, Rule::Usher, Terms::Room, explanation));
         }
@@ -114,7 +140,7 @@ fn usher(params: &Params, local: &Local, view: &View, explanation: &mut Explanat
     None
 }
 
-fn by_choice(params: &Params, local: &Local, view: &View, explanation: &mut Explanation, rng: &mut impl Rng) -> Option<Move> {
+fn by_choice(params: &Params, local: &Local, view: &View<'_>, explanation: &mut Explanation, rng: &mut impl Rng) -> Option<Move> {
     let mut able = Vec::with_capacity(local.candidates.len());
     for candidate in &local.candidates {
         match eligible(params, candidate) {
@@ -127,7 +153,9 @@ fn by_choice(params: &Params, local: &Local, view: &View, explanation: &mut Expl
         Objective::OpportunityCost => cheaper(params, local, view, &able),
     };
     if offers.is_empty() && params.rotation && local.incoming == 0 && local.outgoing == 0 {
-        return rotate::rotate(params, local, view, &able, explanation).or_else(|| rotate::swap(params, local, view, &able, explanation));
+        return rotate::fill(params, local, view, &able, explanation)
+            .or_else(|| rotate::rotate(params, local, view, &able, explanation))
+            .or_else(|| rotate::swap(params, local, view, &able, explanation));
     }
     let chosen = choose(params, &offers, rng).copied();
     let by_value = |a: &Offer, b: &Offer| b.row.value_s.total_cmp(&a.row.value_s).then(a.row.key.cmp(&b.row.key));
@@ -154,7 +182,7 @@ struct Offer {
     terms: Terms,
 }
 
-fn faster(params: &Params, view: &View, able: &[&Candidate]) -> Vec<Offer> {
+fn faster(params: &Params, view: &View<'_>, able: &[&Candidate]) -> Vec<Offer> {
     let offers = able.iter().filter_map(|candidate| {
         let best = view.best(params, candidate).filter(|best| best.here - best.there > params.margin)?;
         let rule = if best.for_partner { Rule::Together } else { Rule::Balance };
@@ -163,8 +191,8 @@ fn faster(params: &Params, view: &View, able: &[&Candidate]) -> Vec<Offer> {
     offers.collect()
 }
 
-fn cheaper(params: &Params, local: &Local, view: &View, able: &[&Candidate]) -> Vec<Offer> {
-    let scale = scale(view.peers.iter().map(|p| p.load).chain([cpu_load(&local.figures)]));
+fn cheaper(params: &Params, local: &Local, view: &View<'_>, able: &[&Candidate]) -> Vec<Offer> {
+    let scale = scale(view.peers.iter().map(|p| p.load()).chain([cpu_load(&local.figures)]));
     let offers = able.iter().filter_map(|candidate| {
         let found = cheapest(params, local, view, candidate, scale)?;
         if found.here * (1.0 - params.opportunity_hysteresis) - found.there <= params.margin {
@@ -172,7 +200,7 @@ fn cheaper(params: &Params, local: &Local, view: &View, able: &[&Candidate]) -> 
         }
         let gain_s = candidate.cpu_age_s.max(0.0) * (1.0 - found.there / found.here);
         let cost_s = candidate.cost_s.max(0.0);
-        let (key, target, here, there) = (candidate.key, found.peer.figures.node, found.here, found.there);
+        let (key, target, here, there) = (candidate.key, found.peer.node(), found.here, found.there);
         let row = Row { key, target, here, there, gain_s, cost_s, value_s: gain_s - cost_s };
         Some(Offer { row, rule: Rule::Balance, terms: Terms::Cheaper { cost_here: here, scale } })
     });

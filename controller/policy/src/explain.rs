@@ -97,7 +97,14 @@ pub enum Conclusion {
         /// By how much its run gets shorter, in seconds.
         gain_s: f64,
     },
-    /// The same, because of lags.
+    /// This process gives a CPU something to do that would idle.
+    Fills {
+        /// Which.
+        key: u64,
+        /// Where to.
+        target: NodeId,
+    },
+    /// This process goes there because of lags.
     Shares {
         /// Which.
         key: u64,
@@ -185,6 +192,9 @@ impl Explanation {
             }),
             Conclusion::Goes { key, target, gain_s } if self.rule == Rule::Balance || self.rule == Rule::Together => {
                 format!("process {key} goes to {target}, to gain {gain_s:.2} s")
+            }
+            Conclusion::Fills { key, target } => {
+                format!("process {key} goes to {target}, where a CPU idles, until it is its turn elsewhere")
             }
             Conclusion::Goes { key, target, .. } => format!("process {key} goes to {target}, to make room"),
             Conclusion::Shares { key, target, behind_s, ahead_s, threshold_s } => format!(

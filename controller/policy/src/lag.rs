@@ -17,7 +17,7 @@ const MAX_AGE_PERIODS: f64 = 30.0;
 pub fn fair_rate(params: &Params, own: &Figures, window: &Window, now_s: f64) -> f64 {
     let limit_s = MAX_AGE_PERIODS * params.period_s;
     let (mut speed, mut committed, mut fastest) = (own.speed * f64::from(own.cpus), f64::from(own.committed), own.speed);
-    for heard in window.entries().filter(|h| h.age_s(now_s) <= limit_s) {
+    for heard in window.usable(params, now_s).filter(|h| h.age_s(now_s) <= limit_s) {
         let one = f64::from(heard.record.speed);
         speed += one * f64::from(heard.record.cpus);
         committed += f64::from(heard.record.committed);

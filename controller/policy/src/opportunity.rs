@@ -36,19 +36,19 @@ pub(crate) fn scale(loads: impl Iterator<Item = f64>) -> f64 {
 /// A process's cheapest node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cheapest<'a> {
-    pub(crate) peer: &'a Peer,
+    pub(crate) peer: &'a Peer<'a>,
     pub(crate) here: f64,
     pub(crate) there: f64,
 }
 
 /// The cheapest node for `candidate`. Drag counts as a factor, as it does in time.
-pub(crate) fn cheapest<'a>(params: &Params, local: &Local, view: &'a View, candidate: &Candidate, scale: f64) -> Option<Cheapest<'a>> {
+pub(crate) fn cheapest<'a>(params: &Params, local: &Local, view: &'a View<'a>, candidate: &Candidate, scale: f64) -> Option<Cheapest<'a>> {
     let mut without = local.figures;
     without.committed = without.committed.saturating_sub(1);
     without.memory_used_bytes = without.memory_used_bytes.saturating_sub(candidate.memory_bytes);
     let here = (1.0 + candidate.drag(local.figures.node)) * marginal(params, &without, candidate.memory_bytes, scale);
-    let costs = view.peers.iter().filter(|p| p.takes(candidate)).map(|peer| {
-        let there = (1.0 + candidate.drag(peer.figures.node)) * marginal(params, &peer.figures, candidate.memory_bytes, scale);
+    let costs = view.peers.iter().filter(|p| p.takes(params, candidate)).map(|peer| {
+        let there = (1.0 + candidate.drag(peer.node())) * marginal(params, &peer.figures(), candidate.memory_bytes, scale);
         Cheapest { peer, here, there }
     });
     costs.min_by(|a, b| a.there.total_cmp(&b.there))

@@ -59,8 +59,11 @@ pub struct Params {
     pub stale_periods: f64,
     /// Messages that are read in a period; what comes beyond is dropped, so that a flood costs no more than that.
     pub max_messages: u32,
-    /// Loaded nodes that are told at once when a process ends here, and one that an idle node tells in each period.
+    /// Loaded nodes that are told at once when a process ends here.
     pub hints: usize,
+    /// Nodes that an idle node tells in each period: the most loaded that it knows of, and random ones, through which its news
+    /// reaches those that it does not know of.
+    pub idle_hints: usize,
     /// A process younger than this is not moved: most end soon.
     pub min_age_s: f64,
     /// A process that arrived less than this ago is not moved on.
@@ -94,8 +97,10 @@ pub struct Params {
     pub opportunity_base: f64,
     /// A move by opportunity cost must save this share of the present cost.
     pub opportunity_hysteresis: f64,
-    /// Whether processes are moved away when their node's memory is beyond `memory_limit`.
+    /// Whether processes are moved away when their node's memory is beyond `usher_limit`, though they run slower elsewhere.
     pub usher: bool,
+    /// See there: a share of the total.
+    pub usher_limit: f64,
     /// Whether equal shares are kept among nodes whose loads differ by one process. All of a gang then end together, early;
     /// but of identical jobs the mean ends later. Hence a switch.
     pub rotation: bool,
@@ -124,6 +129,7 @@ impl Default for Params {
             stale_periods: 60.0,
             max_messages: 64,
             hints: 2,
+            idle_hints: 3,
             min_age_s: 1.0,
             min_residency_s: 0.5,
             cooldown_factor: 2.0,
@@ -141,6 +147,7 @@ impl Default for Params {
             opportunity_base: 16.0,
             opportunity_hysteresis: 0.1,
             usher: true,
+            usher_limit: 0.95,
             rotation: false,
             rotation_floor_s: 0.5,
             rotation_cost_factor: 0.3,
@@ -193,7 +200,7 @@ impl Params {
             (within(self.fresh_periods, 0.0, 1e6), "fresh_periods", "from 0 to a million"),
             (within(self.stale_periods, 1.0, 1e6), "stale_periods", "from 1 to a million"),
             (self.max_messages >= 1, "max_messages", "at least 1"),
-            (self.hints <= 64, "hints", "at most 64"),
+            (self.hints <= 64 && self.idle_hints <= 64, "hints and idle_hints", "at most 64"),
             (within(self.min_age_s, 0.0, 1e6), "min_age_s", "from 0 to a million seconds"),
             (within(self.min_residency_s, 0.0, 1e6), "min_residency_s", "from 0 to a million seconds"),
             (within(self.cooldown_factor, 1.0, 16.0), "cooldown_factor", "from 1 to 16"),
@@ -202,6 +209,7 @@ impl Params {
             (within(self.margin, 0.0, 1.0), "margin", "from 0 to 1"),
             // Beyond 1 its memory would slow down every prediction, and nodes could not be ranked once for all processes.
             (within(self.memory_limit, 0.01, 1.0), "memory_limit", "from 0.01 to 1"),
+            (within(self.usher_limit, 0.01, 10.0), "usher_limit", "from 0.01 to 10"),
             (within(self.cost_free_s, 0.0, f64::MAX), "cost_free_s", "at least 0"),
             (within(self.cost_factor, 0.0, 1e6), "cost_factor", "from 0 to a million"),
             (self.max_tries >= 1, "max_tries", "at least 1"),

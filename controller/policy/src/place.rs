@@ -27,14 +27,7 @@ pub fn place(params: &Params, own: &Figures, window: &mut Window, now_s: f64, rn
 }
 
 /// The same for a program of which something is known.
-pub fn place_process(
-    params: &Params,
-    own: &Figures,
-    newborn: Newborn,
-    window: &mut Window,
-    now_s: f64,
-    rng: &mut impl Rng,
-) -> NodeId {
+pub fn place_process(params: &Params, own: &Figures, newborn: Newborn, window: &mut Window, now_s: f64, rng: &mut impl Rng) -> NodeId {
     let scale = scale(window.known(params, now_s).map(|f| cpu_load(&f)).chain([cpu_load(own)]));
     let score = |node: &Figures| {
         let after = node.with_one_more(newborn.memory_bytes);

@@ -146,6 +146,8 @@ pub enum Terms {
     },
     /// There must be room.
     Room,
+    /// There must be a CPU that idles, at the sender more processes than CPUs.
+    Idle,
     /// Those there must be further ahead than those that stay here.
     Ahead {
         /// Mean lag of those that stay, in CPU seconds.
@@ -206,7 +208,8 @@ pub fn eligible(params: &Params, candidate: &Candidate) -> Result<(), Ineligible
 
 /// Whether a process may be moved at all, however young.
 pub(crate) fn movable(candidate: &Candidate) -> Result<(), Ineligible> {
-    let measured = candidate.cpu_age_s.is_finite() && candidate.cost_s.is_finite() && candidate.kappa.is_finite() && candidate.lag_s.is_finite();
+    let measured =
+        candidate.cpu_age_s.is_finite() && candidate.cost_s.is_finite() && candidate.kappa.is_finite() && candidate.lag_s.is_finite();
     if candidate.in_flight {
         Err(Ineligible::InFlight)
     } else if candidate.pinned {

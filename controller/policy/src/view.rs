@@ -8,56 +8,48 @@ use rand::Rng;
 
 use crate::params::Params;
 use crate::predict::{Figures, cpu_load, time_per_work};
-use crate::process::{Candidate, Local};
-use crate::record::{Features, NodeId};
+use crate::process::{Candidate, Local, Stance};
+use crate::record::{NodeId, Record};
 use crate::window::{Heard, Window};
 
 /// Speeds that differ by less are equal.
 const SAME_SPEED: f64 = 1e-3;
 
 /// A node that might take a process.
-#[derive(Debug, Clone)]
-pub(crate) struct Peer {
-    pub(crate) figures: Figures,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer<'a> {
+    pub(crate) record: &'a Record,
     /// Seconds per second of work with one process more.
     pub(crate) time: f64,
-    /// Memory that it may still take.
-    pub(crate) room_bytes: u64,
-    pub(crate) load: f64,
-    pub(crate) lag_mean_s: f64,
-    pub(crate) lag_min_s: f64,
-    features: Features,
-    closed: bool,
-    full: bool,
-    /// "Keep": a CPU here would fall idle for a shared one there.
-    wasteful: bool,
 }
 
-impl Peer {
-    fn new(params: &Params, local: &Local, heard: &Heard) -> Self {
-        let record = &heard.record;
-        let figures = record.figures();
-        let after = figures.with_one_more(0);
-        let limit = params.memory_limit * figures.memory_total_bytes as f64;
-        let unequal = (figures.speed / local.figures.speed - 1.0).abs() > SAME_SPEED;
-        Self {
-            time: time_per_work(&after, 0.0),
-            room_bytes: (limit - figures.memory_used_bytes as f64).max(0.0) as u64,
-            full: figures.memory_used_bytes as f64 > limit,
-            load: cpu_load(&figures),
-            lag_mean_s: f64::from(record.lag_mean_s),
-            lag_min_s: f64::from(record.lag_min_s),
-            features: record.features,
-            closed: record.closed,
-            wasteful: params.rotation && unequal && local.figures.committed <= local.figures.cpus && !figures.has_free_cpu(),
-            figures,
-        }
+impl Peer<'_> {
+    pub(crate) fn node(&self) -> NodeId {
+        self.record.node
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        self.record.figures()
+    }
+
+    pub(crate) fn load(&self) -> f64 {
+        cpu_load(&self.figures())
+    }
+
+    pub(crate) fn lag_mean_s(&self) -> f64 {
+        f64::from(self.record.lag_mean_s)
+    }
+
+    pub(crate) fn lag_min_s(&self) -> f64 {
+        f64::from(self.record.lag_min_s)
     }
 
     /// Whether it could take that process at all.
-    pub(crate) fn takes(&self, candidate: &Candidate) -> bool {
-        let open = !self.closed || candidate.home == self.figures.node;
-        open && !self.full && candidate.memory_bytes <= self.room_bytes && self.features.covers(candidate.needs)
+    pub(crate) fn takes(&self, params: &Params, candidate: &Candidate) -> bool {
+        let record = self.record;
+        let open = !record.closed || candidate.home == record.node;
+        open && record.features.covers(candidate.needs)
+            && self.figures().with_one_more(candidate.memory_bytes).memory_within(params.memory_limit)
     }
 }
 
@@ -74,87 +66,101 @@ pub(crate) struct Best {
 
 /// All nodes that may be targets, best first; equally good ones in random order.
 #[derive(Debug)]
-pub(crate) struct View {
-    pub(crate) peers: Vec<Peer>,
-    /// The nodes of `peers`, in the same order: what a search reads.
-    nodes: Vec<NodeId>,
+pub(crate) struct View<'a> {
+    pub(crate) peers: Vec<Peer<'a>>,
     /// `time_per_work` here, without drag.
     here: f64,
     own_load: f64,
-    own: NodeId,
+    own: Figures,
+    /// Whether CPUs here must not fall idle.
+    keeps: bool,
 }
 
-impl View {
-    pub(crate) fn new(params: &Params, local: &Local, window: &Window, now_s: f64, tried: &[NodeId], rng: &mut impl Rng) -> Self {
+impl<'a> View<'a> {
+    pub(crate) fn new(params: &Params, local: &Local, window: &'a Window, now_s: f64, tried: &[NodeId], rng: &mut impl Rng) -> Self {
         let usable = window.usable(params, now_s).filter(|h| !tried.contains(&h.record.node));
-        let peers: Vec<Peer> = usable.map(|h| Peer::new(params, local, h)).collect();
-        let mut order: Vec<(f64, NodeId, usize)> = peers.iter().enumerate().map(|(at, p)| (p.time, p.figures.node, at)).collect();
-        order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        shuffle_ties(&mut order, params.margin, rng);
-        let peers: Vec<Peer> = order.iter().filter_map(|o| peers.get(o.2).cloned()).collect();
-        let nodes = order.into_iter().map(|o| o.1).collect();
-        Self { peers, nodes, here: time_per_work(&local.figures, 0.0), own_load: cpu_load(&local.figures), own: local.figures.node }
-    }
-
-    fn peer(&self, node: NodeId) -> Option<&Peer> {
-        let at = self.nodes.iter().position(|n| *n == node)?;
-        self.peers.get(at)
+        let mut peers: Vec<Peer<'_>> = usable.map(|h| Peer { record: &h.record, time: time_with_one_more(h) }).collect();
+        peers.sort_unstable_by(|a, b| a.time.total_cmp(&b.time).then(a.node().cmp(&b.node())));
+        shuffle_ties(&mut peers, params.margin, rng);
+        let (here, own_load) = (time_per_work(&local.figures, 0.0), cpu_load(&local.figures));
+        Self { peers, here, own_load, own: local.figures, keeps: local.stance == Stance::Open }
     }
 
     /// Its time here.
     fn time_here(&self, candidate: &Candidate) -> f64 {
-        (1.0 + candidate.drag(self.own)) * self.here
+        (1.0 + candidate.drag(self.own.node)) * self.here
     }
 
     /// The same there, with the candidate. Two that talk and are on two nodes must not change places: only the one at the node
     /// with more load (or, if equal, the larger number) counts on finding its partner there.
-    pub(crate) fn time_at(&self, candidate: &Candidate, peer: &Peer, margin: f64) -> f64 {
-        let node = peer.figures.node;
-        let waits = (peer.load - self.own_load).abs() <= margin && node > self.own || peer.load > self.own_load + margin;
-        let not_met = if waits { candidate.apart(self.own).max(candidate.apart(node)) } else { candidate.apart(node) };
-        let home = if candidate.home == node { 0.0 } else { candidate.kappa };
-        (1.0 + home.max(0.0) + not_met) * peer.time
+    fn time_at(&self, candidate: &Candidate, peer: &Peer<'_>, margin: f64) -> f64 {
+        let (node, own) = (peer.node(), self.own.node);
+        let home = if candidate.home == node { 0.0 } else { candidate.kappa.max(0.0) };
+        if candidate.partners.is_empty() {
+            return (1.0 + home) * peer.time;
+        }
+        let difference = peer.load() - self.own_load;
+        let waits = difference > margin || (difference.abs() <= margin && node > own);
+        let apart = if waits { candidate.apart(own).max(candidate.apart(node)) } else { candidate.apart(node) };
+        (1.0 + home + apart) * peer.time
+    }
+
+    fn usable(&self, params: &Params, candidate: &Candidate, peer: &Peer<'_>) -> bool {
+        peer.takes(params, candidate) && !(self.keeps && wastes_a_cpu(params, &self.own, &peer.figures()))
     }
 
     /// The node on which `candidate` would run fastest.
     pub(crate) fn best(&self, params: &Params, candidate: &Candidate) -> Option<Best> {
         let here = self.time_here(candidate);
-        let needs_home = candidate.kappa > 0.0;
+        let needs_home = candidate.kappa > 0.0 && candidate.home != self.own.node;
         let is_special = |n: NodeId| (needs_home && n == candidate.home) || candidate.partners.iter().any(|p| p.node == n);
-        let plain = self.peers.iter().find(|p| !p.wasteful && !is_special(p.figures.node) && p.takes(candidate));
-        let mut best = plain.map(|p| Best {
-            target: p.figures.node,
-            here,
-            there: self.time_at(candidate, p, params.margin),
-            for_partner: false,
-        });
-        // A closed node takes its own processes: when nobody else does they may go home, `kappa` or not.
-        let best_is_none = best.is_none();
-        let mut consider = |node: NodeId, for_partner: bool| {
-            let Some(peer) = self.peer(node).filter(|p| p.takes(candidate)) else { return };
+        let plain = self.peers.iter().find(|p| !is_special(p.node()) && self.usable(params, candidate, p));
+        let mut best = plain.map(|p| Best { target: p.node(), here, there: self.time_at(candidate, p, params.margin), for_partner: false });
+        if !needs_home && candidate.partners.is_empty() {
+            return best;
+        }
+        for peer in self.peers.iter().filter(|p| is_special(p.node()) && self.usable(params, candidate, p)) {
             let there = self.time_at(candidate, peer, params.margin);
             if best.is_none_or(|b| there < b.there - params.margin) {
-                best = Some(Best { target: node, here, there, for_partner });
+                let for_partner = candidate.partners.iter().any(|p| p.node == peer.node());
+                best = Some(Best { target: peer.node(), here, there, for_partner });
             }
-        };
-        if needs_home || best_is_none {
-            consider(candidate.home, false);
-        }
-        for partner in &candidate.partners {
-            consider(partner.node, true);
         }
         best
     }
 }
 
+/// "Keep": whether a move leaves a CPU idle to crowd one of another speed. For the process that is moved it may be
+/// better; the work that the idle CPU would have done is lost to all. With rotation each gets its turn on the fast ones.
+pub(crate) fn wastes_a_cpu(params: &Params, from: &Figures, to: &Figures) -> bool {
+    params.rotation && from.committed <= from.cpus && !to.has_free_cpu() && (to.speed / from.speed - 1.0).abs() > SAME_SPEED
+}
+
+fn time_with_one_more(heard: &Heard) -> f64 {
+    time_per_work(&heard.record.figures().with_one_more(0), 0.0)
+}
+
+/// Whether it is plain at first sight that no process would run faster elsewhere: not even the most hampered on the best node without any
+/// drag. Also how many nodes there are. Most decisions end here, at a tenth of the cost of a [`View`].
+pub(crate) fn nothing_to_gain(params: &Params, local: &Local, window: &Window, now_s: f64, tried: &[NodeId]) -> (bool, usize) {
+    let drag = local.candidates.iter().map(|c| c.drag(local.figures.node)).fold(0.0, f64::max);
+    let here = (1.0 + drag) * time_per_work(&local.figures, 0.0);
+    let (mut count, mut best) = (0, f64::INFINITY);
+    for (_, time) in window.times(params, now_s).filter(|(node, _)| !tried.contains(node)) {
+        count += 1;
+        best = best.min(time);
+    }
+    (here - best <= params.margin, count)
+}
+
 /// Puts each run of nodes that differ by less than `margin` from its first into random order, so that many senders do
 /// not all choose the same.
-fn shuffle_ties(order: &mut [(f64, NodeId, usize)], margin: f64, rng: &mut impl Rng) {
+fn shuffle_ties(peers: &mut [Peer<'_>], margin: f64, rng: &mut impl Rng) {
     let mut from = 0;
-    while let Some(first) = order.get(from).map(|o| o.0) {
-        let len = order.iter().skip(from).take_while(|o| o.0 <= first + margin).count();
+    while let Some(first) = peers.get(from).map(|p| p.time) {
+        let len = peers.iter().skip(from).take_while(|p| p.time <= first + margin).count();
         for i in 1..len {
-            order.swap(from + i, from + rng.random_range(0..=i));
+            peers.swap(from + i, from + rng.random_range(0..=i));
         }
         from += len;
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deaths::{self, Deaths};
 use crate::params::Params;
-use crate::predict::Figures;
+use crate::predict::{Figures, cpu_load, time_per_work};
 use crate::record::{Death, MAX_DEATHS, Message, NodeId, Record};
 
 /// A window's entry.
@@ -31,11 +31,6 @@ impl Heard {
     /// Seconds since it was measured at its node.
     pub fn age_s(&self, now_s: f64) -> f64 {
         (now_s - self.measured_at_s).max(0.0)
-    }
-
-    /// Committed processes for each unit of CPU speed.
-    fn load(&self) -> f64 {
-        f64::from(self.record.committed) / (f64::from(self.record.speed) * f64::from(self.record.cpus.max(1)))
     }
 }
 
@@ -53,12 +48,40 @@ pub enum Standing {
     Unknown,
 }
 
+/// Records that a node makes in a period, at most as a rule: for gossip, hints and answers.
+const RECORDS_A_PERIOD: u32 = 4;
+
+/// What an entry is ranked by.
+#[derive(Debug, Clone, Copy)]
+struct Key {
+    measured_at_s: f64,
+    /// Committed processes for each unit of CPU speed.
+    load: f64,
+    /// Seconds per second of work with one process more.
+    time: f64,
+}
+
+impl Key {
+    fn of(heard: &Heard) -> Self {
+        let figures = heard.record.figures();
+        let time = time_per_work(&figures.with_one_more(0), 0.0);
+        Self { measured_at_s: heard.measured_at_s, load: cpu_load(&figures), time }
+    }
+
+    fn age_s(&self, now_s: f64) -> f64 {
+        (now_s - self.measured_at_s).max(0.0)
+    }
+}
+
 /// The newest that this node has heard of up to L others. Never holds its own node.
 #[derive(Debug, Clone)]
 pub struct Window {
     own: NodeId,
-    /// By node.
+    /// In no order. `nodes` and `keys` have what searches and rankings read, in the same places: a window is read much more
+    /// often than an entry of it is used, and all windows of a large simulated cluster do not fit the CPU's caches.
     entries: Vec<Heard>,
+    nodes: Vec<NodeId>,
+    keys: Vec<Key>,
     deaths: Deaths,
     /// When the present period of the message quota began, and how many were read in it.
     quota: (f64, u32),
@@ -69,7 +92,15 @@ pub struct Window {
 impl Window {
     /// An empty window of node `own`.
     pub fn new(own: NodeId) -> Self {
-        Self { own, entries: Vec::new(), deaths: Deaths::default(), quota: (f64::NEG_INFINITY, 0), oldest_s: f64::INFINITY }
+        Self {
+            own,
+            nodes: Vec::new(),
+            keys: Vec::new(),
+            entries: Vec::new(),
+            deaths: Deaths::default(),
+            quota: (f64::NEG_INFINITY, 0),
+            oldest_s: f64::INFINITY,
+        }
     }
 
     /// A window as it was: for replaying a decision.
@@ -78,32 +109,60 @@ impl Window {
         entries.sort_by_key(|h| h.record.node);
         entries.dedup_by_key(|h| h.record.node);
         let oldest_s = entries.iter().map(|h| h.measured_at_s).fold(f64::INFINITY, f64::min);
-        Self { entries, oldest_s, ..Self::new(own) }
+        let nodes = entries.iter().map(|h| h.record.node).collect();
+        let keys = entries.iter().map(Key::of).collect();
+        Self { entries, nodes, keys, oldest_s, ..Self::new(own) }
     }
 
     /// All entries, by node, stale ones included until the next merge.
     pub fn entries(&self) -> impl Iterator<Item = &Heard> {
-        self.entries.iter()
+        let mut sorted: Vec<&Heard> = self.entries.iter().collect();
+        sorted.sort_unstable_by_key(|h| h.record.node);
+        sorted.into_iter()
     }
 
     /// What was last heard of `node`.
     pub fn get(&self, node: NodeId) -> Option<&Heard> {
-        self.position(node).ok().and_then(|at| self.entries.get(at))
+        self.entries.get(self.position(node)?)
     }
 
-    fn position(&self, node: NodeId) -> Result<usize, usize> {
-        self.entries.binary_search_by_key(&node, |h| h.record.node)
+    fn position(&self, node: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|n| *n == node)
     }
 
-    /// The figures of all nodes that may take part in decisions: not stale. By node.
+    fn remove(&mut self, at: usize) {
+        if at < self.entries.len() {
+            self.entries.swap_remove(at);
+            self.nodes.swap_remove(at);
+            self.keys.swap_remove(at);
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Heard) -> bool) {
+        self.entries.retain(keep);
+        self.nodes.clear();
+        self.nodes.extend(self.entries.iter().map(|h| h.record.node));
+        self.keys.clear();
+        self.keys.extend(self.entries.iter().map(Key::of));
+    }
+
+    /// The figures of all nodes that may take part in decisions: not stale. In no order.
     pub fn known(&self, params: &Params, now_s: f64) -> impl Iterator<Item = Figures> {
         self.usable(params, now_s).map(|h| h.record.figures())
     }
 
-    /// The entries that may take part in decisions: not stale. By node.
+    /// The entries that may take part in decisions: not stale. In no order.
     pub fn usable(&self, params: &Params, now_s: f64) -> impl Iterator<Item = &Heard> {
         let limit_s = params.stale_s();
-        self.entries.iter().filter(move |h| h.age_s(now_s) <= limit_s)
+        let known = self.keys.iter().zip(&self.entries).filter(move |(key, _)| key.age_s(now_s) <= limit_s);
+        known.map(|(_, heard)| heard)
+    }
+
+    /// The usable nodes and their time with one process more, best read for all of them at once.
+    pub(crate) fn times(&self, params: &Params, now_s: f64) -> impl Iterator<Item = (NodeId, f64)> {
+        let limit_s = params.stale_s();
+        let known = self.keys.iter().zip(&self.nodes).filter(move |(key, _)| key.age_s(now_s) <= limit_s);
+        known.map(|(key, node)| (*node, key.time))
     }
 
     /// What `node` may be taken for, in a cluster of `nodes`.
@@ -159,26 +218,36 @@ impl Window {
             return false;
         }
         let (node, version, measured_at_s) = (record.node, record.version(), now_s - age_s);
+        let heard = Heard { record, measured_at_s };
+        let key = Key::of(&heard);
         match self.position(node) {
-            Ok(at) => {
-                let Some(old) = self.entries.get_mut(at) else { return false };
+            Some(at) => {
+                let (Some(old), Some(old_key)) = (self.entries.get_mut(at), self.keys.get_mut(at)) else { return false };
                 if old.record.version() >= version {
                     return false;
                 }
-                *old = Heard { record, measured_at_s };
+                (*old, *old_key) = (heard, key);
             }
-            Err(at) => self.entries.insert(at, Heard { record, measured_at_s }),
+            None => {
+                self.entries.push(heard);
+                self.nodes.push(node);
+                self.keys.push(key);
+            }
         }
         self.deaths.refute(node);
         self.oldest_s = self.oldest_s.min(measured_at_s);
         true
     }
 
-    /// `node` left, or did not answer when it was called: forgets it and tells the others first thing. It comes back with
-    /// its next record. Does nothing for a node of which nothing is known: there is nothing to call back.
-    pub fn died(&mut self, node: NodeId, nodes: usize, now_s: f64) {
+    /// `node` left, or did not answer when it was called: forgets it and tells the others first thing. It comes back with its next
+    /// life, or if it was only slow with the next record that cannot have been under way. Does nothing for a node of which nothing is
+    /// known: there is nothing to call back.
+    pub fn died(&mut self, params: &Params, node: NodeId, nodes: usize, now_s: f64) {
         let Some(heard) = self.get(node) else { return };
         let (incarnation, seq) = heard.record.version();
+        // Others may hold newer records of it than this node, and must not take them for a sign of life.
+        let periods = (heard.age_s(now_s) / params.period_s).ceil() as u32;
+        let seq = seq.saturating_add(RECORDS_A_PERIOD.saturating_mul(periods.saturating_add(1)));
         self.learn_death(Death { node, incarnation, seq, priority: deaths::priority(nodes) }, now_s);
     }
 
@@ -187,10 +256,11 @@ impl Window {
             // The next own record is newer, and tells them better.
             return false;
         }
-        match self.position(death.node) {
-            Ok(at) if self.entries.get(at).is_some_and(|h| h.record.version() > death.version()) => return false,
-            Ok(at) => drop(self.entries.remove(at)),
-            Err(_) => {}
+        if let Some(at) = self.position(death.node) {
+            if self.entries.get(at).is_some_and(|h| h.record.version() > death.version()) {
+                return false;
+            }
+            self.remove(at);
         }
         self.deaths.enter(death, now_s)
     }
@@ -199,8 +269,8 @@ impl Window {
     fn shrink(&mut self, params: &Params, now_s: f64) {
         let limit_s = params.stale_s();
         if now_s - self.oldest_s > limit_s {
-            self.entries.retain(|h| h.age_s(now_s) <= limit_s);
-            self.oldest_s = self.entries.iter().map(|h| h.measured_at_s).fold(f64::INFINITY, f64::min);
+            self.retain(|h| h.age_s(now_s) <= limit_s);
+            self.oldest_s = self.keys.iter().map(|k| k.measured_at_s).fold(f64::INFINITY, f64::min);
         }
         let Some(surplus) = self.entries.len().checked_sub(params.window_len).filter(|&s| s > 0) else { return };
         let mut goes = vec![true; self.entries.len()];
@@ -209,19 +279,23 @@ impl Window {
                 *flag = false;
             }
         }
-        let older = |a: &(f64, NodeId), b: &(f64, NodeId)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let mut victims: Vec<(f64, NodeId)> =
-            self.entries.iter().zip(&goes).filter(|(_, goes)| **goes).map(|(h, _)| (h.age_s(now_s), h.record.node)).collect();
-        keep_first(&mut victims, surplus, older);
-        victims.sort_unstable_by_key(|v| v.1);
-        self.entries.retain(|h| victims.binary_search_by_key(&h.record.node, |v| v.1).is_err());
+        let may_go = self.keys.iter().zip(&self.nodes).enumerate().zip(&goes).filter(|(_, goes)| **goes);
+        let mut victims: Vec<(f64, NodeId, usize)> = Vec::with_capacity(self.keys.len());
+        victims.extend(may_go.map(|((at, (key, node)), _)| (key.age_s(now_s), *node, at)));
+        keep_first(&mut victims, surplus, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        // From the end, so that the places of those still to go do not change.
+        victims.sort_unstable_by_key(|v| std::cmp::Reverse(v.2));
+        for (_, _, at) in victims {
+            self.remove(at);
+        }
     }
 
     /// Places of the `count` least loaded fresh entries; of equally loaded ones the newest heard.
     fn least_loaded(&self, params: &Params, now_s: f64, count: usize) -> Vec<usize> {
         let limit_s = params.fresh_s();
-        let fresh = self.entries.iter().enumerate().filter(|(_, h)| h.age_s(now_s) <= limit_s);
-        let mut fresh: Vec<(f64, f64, usize)> = fresh.map(|(at, h)| (h.load(), h.age_s(now_s), at)).collect();
+        let is_fresh = self.keys.iter().enumerate().filter(|(_, key)| key.age_s(now_s) <= limit_s);
+        let mut fresh: Vec<(f64, f64, usize)> = Vec::with_capacity(self.keys.len());
+        fresh.extend(is_fresh.map(|(at, key)| (key.load, key.age_s(now_s), at)));
         keep_first(&mut fresh, count, |a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
         fresh.into_iter().map(|f| f.2).collect()
     }
@@ -237,22 +311,21 @@ impl Window {
 
         let dice: u64 = rng.random();
         let stale_s = params.stale_s();
-        let usable = self.entries.iter().enumerate().filter(|(_, h)| h.age_s(now_s) <= stale_s);
-        let mut order: Vec<(f64, u64, usize)> = usable.map(|(at, h)| (h.age_s(now_s), shuffle(dice, at), at)).collect();
+        let usable = self.keys.iter().enumerate().filter(|(_, key)| key.age_s(now_s) <= stale_s);
+        let mut order: Vec<(f64, u64, usize)> = Vec::with_capacity(self.keys.len());
+        order.extend(usable.map(|(at, key)| (key.age_s(now_s), shuffle(dice, at), at)));
         let by_key = |a: &(f64, u64, usize), b: &(f64, u64, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
         let mut chosen: Vec<usize> = first_of(&mut order, newest_len, by_key).iter().map(|o| o.2).collect();
         if least_len > 0 {
             let fresh_s = params.fresh_s();
             order.retain(|o| o.0 <= fresh_s);
             for o in &mut order {
-                o.0 = self.entries.get(o.2).map_or(f64::INFINITY, Heard::load);
+                o.0 = self.keys.get(o.2).map_or(f64::INFINITY, |key| key.load);
             }
             chosen.extend(first_of(&mut order, least_len, by_key).iter().map(|o| o.2));
-            chosen.sort_unstable();
-            chosen.dedup();
-        } else {
-            chosen.sort_unstable();
         }
+        chosen.sort_unstable_by_key(|at| self.nodes.get(*at).copied());
+        chosen.dedup();
         let mut records = Vec::with_capacity(chosen.len() + 1);
         records.push(own);
         let picked = chosen.into_iter().filter_map(|at| self.entries.get(at));
@@ -262,29 +335,35 @@ impl Window {
 
     /// To whom news of a freed CPU should go at once: the `count` most loaded known nodes, most loaded first.
     pub fn hint_targets(&self, params: &Params, now_s: f64, count: usize) -> Vec<NodeId> {
-        let mut known: Vec<(f64, NodeId)> = self.usable(params, now_s).map(|h| (h.load(), h.record.node)).collect();
-        keep_first(&mut known, count, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        known.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        known.into_iter().map(|k| k.1).collect()
+        let limit_s = params.stale_s();
+        let usable = self.keys.iter().zip(&self.nodes).filter(|(key, _)| key.age_s(now_s) <= limit_s);
+        let mut known: Vec<(f64, f64, NodeId)> = usable.map(|(key, node)| (key.load, key.age_s(now_s), *node)).collect();
+        // Of equally loaded ones the newest heard: not all idle nodes should tell the same.
+        let order = |a: &(f64, f64, NodeId), b: &(f64, f64, NodeId)| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2));
+        keep_first(&mut known, count, order);
+        known.sort_unstable_by(order);
+        known.into_iter().map(|k| k.2).collect()
     }
 
     /// Counts one more process at `node` until its next record comes: after a process was sent or started there without
     /// an answer that carries a record. (A record in an answer already counts it: merge that instead.)
     pub fn bump(&mut self, node: NodeId, memory_bytes: u64) {
-        if let Some(heard) = self.position(node).ok().and_then(|at| self.entries.get_mut(at)) {
+        let Some(at) = self.position(node) else { return };
+        if let (Some(heard), Some(key)) = (self.entries.get_mut(at), self.keys.get_mut(at)) {
             heard.record.committed = heard.record.committed.saturating_add(1);
             heard.record.memory_free_bytes = heard.record.memory_free_bytes.saturating_sub(memory_bytes);
+            *key = Key::of(heard);
         }
     }
 
     /// Forgets a node that left or does not answer. It comes back with its next record of a newer version.
     pub fn forget(&mut self, node: NodeId) {
-        self.entries.retain(|h| h.record.node != node);
+        self.retain(|h| h.record.node != node);
     }
 
     /// Forgets all who are not in `members`.
     pub fn retain_members(&mut self, members: &[NodeId]) {
-        self.entries.retain(|h| members.contains(&h.record.node));
+        self.retain(|h| members.contains(&h.record.node));
     }
 
     /// Whom to send this period's message to: a random member that is not known to be dead; once in a while, so that on average

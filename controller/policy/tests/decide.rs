@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used)] // A test's helpers, too, may end the test.
 
 use mosix_policy::{
-    Candidate, Features, Figures, Ineligible, Local, Message, NodeId, Own, Params, Record, Refusal, Request, Rule, Stance, Terms, Verdict, Window,
-    admit, decide,
-    eligible, place, time_per_work,
+    Candidate, Features, Figures, Ineligible, Local, Message, NodeId, Own, Params, Record, Refusal, Request, Rule, Stance, Terms, Verdict,
+    Window, admit, decide, eligible, place, time_per_work,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -203,7 +202,18 @@ fn a_decision_explains_itself() {
 }
 
 fn request(source: Figures) -> Request {
-    Request { id: 1, source, home: source.node, memory_bytes: GIB, kappa: 0.0, manual: false, needs: Features(0), apart_here: 0.0, apart_there: 0.0, terms: Terms::Faster }
+    Request {
+        id: 1,
+        source,
+        home: source.node,
+        memory_bytes: GIB,
+        kappa: 0.0,
+        manual: false,
+        needs: Features(0),
+        apart_here: 0.0,
+        apart_there: 0.0,
+        terms: Terms::Faster,
+    }
 }
 
 fn own(figures: Figures) -> Own {
@@ -307,7 +317,7 @@ proptest! {
             let after = target.with_one_more(moved.memory_bytes);
             if action.rule == Rule::Usher {
                 // For the sake of memory, which must have been short.
-                prop_assert!(!here.memory_within(params.memory_limit));
+                prop_assert!(!here.memory_within(params.usher_limit));
             } else {
                 prop_assert!(time_per_work(&after, kappa(target.node)) < time_per_work(&here, kappa(here.node)));
                 prop_assert!(moved.cost_s <= params.cost_free_s || action.predicted_gain_s > 2.0 * moved.cost_s);

@@ -101,7 +101,8 @@ fn an_owners_guests_leave_and_nothing_else() {
     assert_eq!(moved(&Params::default(), &state, vec![record(1, 5)]), None);
     state.stance = Stance::Drain;
     assert_eq!(moved(&Params::default(), &state, vec![record(1, 5)]).unwrap().key, 1);
-    let outcome = decide(&Params::default(), &state, &window(vec![Record { closed: true, ..record(1, 0) }]), 0.0, &mut Dice::seed_from_u64(1), &[]);
+    let outcome =
+        decide(&Params::default(), &state, &window(vec![Record { closed: true, ..record(1, 0) }]), 0.0, &mut Dice::seed_from_u64(1), &[]);
     assert_eq!((outcome.action, outcome.explanation.conclusion), (None, Conclusion::NoRoom));
 }
 
@@ -137,7 +138,9 @@ fn who_is_ahead_goes_to_those_who_are_further_ahead() {
     // The target decides on what is true there.
     let request = Request::automatic(1, &state, &state.candidates[0], &action);
     assert_eq!(admit(&rotating(), &own(&ahead), &request), Verdict::Accept);
-    for wrong in [Record { lag_mean_s: 2.9, ..ahead.clone() }, Record { committed: 3, ..ahead.clone() }, Record { committed: 0, ..ahead.clone() }] {
+    for wrong in
+        [Record { lag_mean_s: 2.9, ..ahead.clone() }, Record { committed: 3, ..ahead.clone() }, Record { committed: 0, ..ahead.clone() }]
+    {
         assert_eq!(admit(&rotating(), &own(&wrong), &request), Verdict::Refuse(Refusal::NotAhead));
     }
     let busy = Own { incoming: 1, ..own(&ahead) };
@@ -161,6 +164,21 @@ fn on_unequal_speeds_places_are_changed() {
     let young = Local { figures: Figures { speed: 0.2, ..young.figures }, ..young };
     assert_eq!(moved(&rotating(), &young, vec![record(1, 1)]), None);
     assert_eq!(moved(&Params::default(), &young, vec![record(1, 1)]).unwrap().rule, Rule::Balance);
+}
+
+#[test]
+fn a_slow_cpu_does_not_idle_while_others_are_shared() {
+    let slow = |committed| Record { speed: 0.3, ..record(1, committed) };
+    let lags = [(1, -3.0), (2, 1.0)];
+    let state = local(2, lags.map(|(key, lag_s)| Candidate { lag_s, ..process(key) }).to_vec());
+    assert_eq!(moved(&Params::default(), &state, vec![slow(0)]), None, "nobody would run faster there");
+    let action = moved(&rotating(), &state, vec![slow(0)]).unwrap();
+    assert_eq!((action.key, action.rule, action.terms), (1, Rule::Rotate, Terms::Idle), "who is ahead can afford it");
+    let request = Request::automatic(1, &state, &state.candidates[0], &action);
+    assert_eq!(admit(&rotating(), &own(&slow(0)), &request), Verdict::Accept);
+    assert_eq!(admit(&rotating(), &own(&slow(1)), &request), Verdict::Refuse(Refusal::NotAhead));
+    let alone = local(1, vec![process(1)]);
+    assert_eq!(moved(&rotating(), &alone, vec![slow(0)]), None);
 }
 
 #[test]

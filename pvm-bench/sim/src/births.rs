@@ -4,7 +4,7 @@ use mosix_policy::{Features, NodeId, Request, Terms, Verdict, admit, place_proce
 use rand::Rng;
 
 use crate::chances::Chance;
-use crate::event::{Event, Letter, Placing};
+use crate::event::{Event, Letter, Placed, Placing};
 use crate::node::NodeIx;
 use crate::process::{Place, ProcIx, Process};
 use crate::spec::Born;
@@ -18,7 +18,7 @@ const NO_JOB: usize = usize::MAX;
 
 impl World {
     pub(crate) fn next_arrival_s(&mut self, rate_per_s: f64) -> f64 {
-        Chance::Exponential { exponential: 1.0 / rate_per_s }.draw(&mut self.rng)
+        Chance::Exponential { exponential: 1.0 / rate_per_s }.draw(&mut self.fate)
     }
 
     /// A job of a group that arrives at random, or all of a group at once.
@@ -47,12 +47,12 @@ impl World {
         let scenario = self.scenario.clone();
         let spec = &scenario.jobs[group];
         self.metrics.born(group, self.now_s);
-        let count = spec.processes.draw(&mut self.rng).round().max(1.0) as usize;
-        let work_s = spec.work_s.draw(&mut self.rng) / count as f64;
+        let count = spec.processes.draw(&mut self.fate).round().max(1.0) as usize;
+        let work_s = spec.work_s.draw(&mut self.fate) / count as f64;
         let job = self.jobs.len();
         self.jobs.push(Job { born_s: self.now_s, work_s, left: count as u32, lost: false, ended_s: None });
         for part in 0..count {
-            let memory_bytes = (spec.memory_mb.draw(&mut self.rng) * MB) as u64;
+            let memory_bytes = (spec.memory_mb.draw(&mut self.fate) * MB) as u64;
             let home = self.birthplace(spec.born, spec.skip_nodes, spec.on_nodes, number + part);
             let ix = self.processes.len();
             let partner = match spec.apart > 0.0 {
@@ -106,7 +106,7 @@ impl World {
         let at = match born {
             Born::First => first,
             Born::RoundRobin => first + number % among,
-            Born::Random => first + self.rng.random_range(0..among),
+            Born::Random => first + self.fate.random_range(0..among),
         };
         // A user whose own node is down works at the next.
         (0..self.nodes.len()).map(|i| (at + i) % self.nodes.len()).find(|n| self.nodes[*n].up).unwrap_or(at)
@@ -164,17 +164,12 @@ impl World {
             terms: Terms::Faster,
         };
         self.send(home, target, Letter::Place(Box::new(Placing { process: ix, request })));
-        // If nothing comes back it starts at home: the answer, if late, finds it born.
-        self.queue.push(self.now_s + self.params.period_s, Event::Deliver { from: target, to: home, letter: self.no_answer(ix, home) });
+        self.queue.push(self.now_s + self.params.period_s, Event::PlacementDue { process: ix });
     }
 
-    fn no_answer(&self, ix: ProcIx, home: NodeIx) -> Letter {
-        let record = self.nodes[home].window.entries().next().map(|h| h.record.clone());
-        let process = ix;
-        match record {
-            Some(record) => Letter::Placed { process, accepted: false, record: Box::new(record) },
-            None => Letter::Withdraw { id: PLACING + ix as u64 },
-        }
+    /// Nobody answered: somebody else is asked, or it starts at home.
+    pub(crate) fn placement_due(&mut self, ix: ProcIx) {
+        self.placed(self.processes[ix].home, ix, false, None);
     }
 
     pub(crate) fn asked_to_place(&mut self, from: NodeIx, at: NodeIx, placing: Placing) {
@@ -187,8 +182,8 @@ impl World {
             self.start(placing.process, at);
             self.note_placed(from, at);
         }
-        let record = Box::new(self.record(at));
-        self.send(at, from, Letter::Placed { process: placing.process, accepted, record });
+        let record = self.record(at);
+        self.send(at, from, Letter::Placed(Box::new(Placed { process: placing.process, accepted, record })));
     }
 
     pub(crate) fn placed(&mut self, home: NodeIx, ix: ProcIx, accepted: bool, record: Option<mosix_policy::Record>) {
@@ -209,7 +204,8 @@ impl World {
     pub(crate) fn start_background(&mut self) {
         let scenario = self.scenario.clone();
         for (group, spec) in scenario.background.iter().enumerate() {
-            for at in 0..spec.count {
+            for _ in 0..spec.count {
+                let at = self.fate.random_range(0..self.nodes.len());
                 let ix = self.processes.len();
                 let mut process = self.sleeper(at, NO_JOB, 1);
                 process.background = Some(group);
@@ -217,7 +213,7 @@ impl World {
                 self.processes.push(process);
                 self.start(ix, at);
                 // In the middle of a sleep or of a run, like any moment.
-                let wait_s = spec.off_s.draw(&mut self.rng) * self.rng.random::<f64>();
+                let wait_s = spec.off_s.draw(&mut self.fate) * self.fate.random::<f64>();
                 self.queue.push(scenario.warmup_s + wait_s, Event::Toggle { process: ix });
             }
         }
@@ -230,7 +226,7 @@ impl World {
         let spec = &scenario.background[group];
         let wakes = self.processes[ix].asleep;
         let next = if wakes { spec.on_s } else { spec.off_s };
-        let at_s = self.now_s + next.draw(&mut self.rng).max(1e-3);
+        let at_s = self.now_s + next.draw(&mut self.fate).max(1e-3);
         self.queue.push(at_s, Event::Toggle { process: ix });
         let Some(at) = self.processes[ix].node() else {
             // On its way: it does so when it has arrived, next time.

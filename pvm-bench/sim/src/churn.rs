@@ -28,7 +28,7 @@ impl World {
     }
 
     fn plan_crash(&mut self, node: NodeIx, every_s: f64) {
-        let wait_s = Chance::Exponential { exponential: every_s }.draw(&mut self.rng);
+        let wait_s = Chance::Exponential { exponential: every_s }.draw(&mut self.fate);
         self.queue.push(self.now_s.max(self.scenario.warmup_s) + wait_s, Event::Crash { node });
     }
 
@@ -60,7 +60,7 @@ impl World {
             node.enter(ix, p);
         }
         self.nodes[at] = node;
-        let down_s = self.scenario.churn.down_s.unwrap_or(Chance::Constant(DOWN_S)).draw(&mut self.rng);
+        let down_s = self.scenario.churn.down_s.unwrap_or(Chance::Constant(DOWN_S)).draw(&mut self.fate);
         self.queue.push(self.now_s + down_s, Event::Rejoin { node: at });
         self.metrics.crashes += 1;
     }
@@ -119,7 +119,7 @@ impl World {
             return;
         }
         for node in 0..self.nodes.len() {
-            self.nodes[node].side = self.rng.random_range(0..2);
+            self.nodes[node].side = self.fate.random_range(0..2);
         }
         for slot in 0..self.transfers.len() {
             let cut = self.transfers[slot].as_ref().is_some_and(|t| self.nodes[t.from].side != self.nodes[t.to].side);

@@ -13,18 +13,19 @@ use crate::process::ProcIx;
 pub(crate) enum Letter {
     Gossip(Box<Message>),
     Ask(Box<Ask>),
-    Answer { id: u64, accepted: bool, record: Box<Record> },
+    Answer(Box<Answer>),
     /// The move is off: the reservation may be given up.
-    Withdraw { id: u64 },
+    Withdraw {
+        id: u64,
+    },
     /// A program for a node that was asked whether it has a free CPU.
     Place(Box<Placing>),
-    Placed { process: ProcIx, accepted: bool, record: Box<Record> },
+    Placed(Box<Placed>),
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
     pub(crate) request: Request,
-    pub(crate) process: ProcIx,
     /// Seconds that the transfer should take.
     pub(crate) expected_s: f64,
 }
@@ -36,19 +37,66 @@ pub(crate) struct Placing {
 }
 
 #[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) id: u64,
+    pub(crate) accepted: bool,
+    pub(crate) record: Record,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) process: ProcIx,
+    pub(crate) accepted: bool,
+    pub(crate) record: Record,
+}
+
+/// Kept small: a hundred thousand of them wait in the queue.
+#[derive(Debug, Clone)]
 pub(crate) enum Event {
-    Tick { node: NodeIx, life: u32 },
-    Deliver { from: NodeIx, to: NodeIx, letter: Letter },
+    Tick {
+        node: NodeIx,
+        life: u32,
+    },
+    Deliver {
+        from: u32,
+        to: u32,
+        letter: Letter,
+    },
     /// The next process of a node ends, unless something changed there since.
-    Finish { node: NodeIx, version: u32 },
-    Transfer { slot: usize, version: u32 },
-    AnswerDue { node: NodeIx, id: u64 },
-    Birth { group: usize },
-    Toggle { process: ProcIx },
-    Crash { node: NodeIx },
-    Rejoin { node: NodeIx },
-    Partition { begins: bool },
-    Owner { group: usize, back: bool },
+    Finish {
+        node: NodeIx,
+        version: u32,
+    },
+    Transfer {
+        slot: usize,
+        version: u32,
+    },
+    AnswerDue {
+        node: NodeIx,
+        id: u64,
+    },
+    PlacementDue {
+        process: ProcIx,
+    },
+    Birth {
+        group: usize,
+    },
+    Toggle {
+        process: ProcIx,
+    },
+    Crash {
+        node: NodeIx,
+    },
+    Rejoin {
+        node: NodeIx,
+    },
+    Partition {
+        begins: bool,
+    },
+    Owner {
+        group: usize,
+        back: bool,
+    },
     Sample,
 }
 

@@ -29,8 +29,8 @@ impl World {
         if let Some(peer) = self.nodes[at].window.pick_living(&self.members, &mut self.rng) {
             self.gossip(at, peer.0 as usize);
         }
-        if self.nodes[at].ledger.committed() == 0 && self.params.hints > 0 {
-            self.hint(at, 1);
+        if self.nodes[at].ledger.committed() == 0 {
+            self.ask_for_work(at);
         }
         self.decide(at);
     }
@@ -39,6 +39,16 @@ impl World {
     pub(crate) fn tell_of_exit(&mut self, at: NodeIx) {
         if !self.scenario.policy.fixed {
             self.hint(at, self.params.hints);
+        }
+    }
+
+    /// An idle node tells the most loaded that it knows of, and anybody else: so does the news spread to those that it does not know of.
+    fn ask_for_work(&mut self, at: NodeIx) {
+        self.hint(at, self.params.idle_hints.min(1));
+        for _ in 1..self.params.idle_hints {
+            if let Some(peer) = self.nodes[at].window.pick_living(&self.members, &mut self.rng) {
+                self.gossip(at, peer.0 as usize);
+            }
         }
     }
 
@@ -57,6 +67,7 @@ impl World {
     /// Puts a letter on its way, or loses it, or doubles it.
     pub(crate) fn send(&mut self, from: NodeIx, to: NodeIx, letter: Letter) {
         self.meter(&letter);
+        let (from, to) = (from as u32, to as u32);
         let network = &self.scenario.network;
         let (loss, duplicates, delay_ms) = (network.loss, network.duplicates, network.delay_ms);
         if loss > 0.0 && self.rng.random::<f64>() < loss {
@@ -88,9 +99,6 @@ impl World {
     pub(crate) fn deliver(&mut self, from: NodeIx, to: NodeIx, letter: Letter) {
         let cut = self.partitioned && self.nodes[from].side != self.nodes[to].side;
         if cut || !self.nodes[to].up {
-            if let Letter::Place(placing) = letter {
-                self.placed(from, placing.process, false, None);
-            }
             return;
         }
         match letter {
@@ -101,12 +109,12 @@ impl World {
                 }
             }
             Letter::Ask(ask) => self.asked(from, to, *ask),
-            Letter::Answer { id, accepted, record } => self.answered(to, from, id, accepted, *record),
+            Letter::Answer(answer) => self.answered(to, from, *answer),
             Letter::Withdraw { id } => {
                 self.nodes[to].ledger.abort(from as u32, id);
             }
             Letter::Place(placing) => self.asked_to_place(from, to, *placing),
-            Letter::Placed { process, accepted, record } => self.placed(to, process, accepted, Some(*record)),
+            Letter::Placed(placed) => self.placed(to, placed.process, placed.accepted, Some(placed.record)),
         }
     }
 }

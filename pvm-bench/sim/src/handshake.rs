@@ -5,7 +5,7 @@
 
 use mosix_policy::{Candidate, Case, Local, NodeId, Own, Partner, Request, Rule, Stance, Terms, Verdict, admit, decide, lag, swap_back};
 
-use crate::event::{Ask, Event, Letter};
+use crate::event::{Answer, Ask, Event, Letter};
 use crate::node::{Asking, NodeIx};
 use crate::process::{Place, ProcIx};
 use crate::spec::Handshake;
@@ -97,7 +97,7 @@ impl World {
         self.next_id += 1;
         let id = self.next_id;
         let (precopy_s, freeze_s) = self.transfer_times_s(process);
-        let ask = Ask { request: Request::automatic(id, local, candidate, action), process, expected_s: precopy_s + freeze_s };
+        let ask = Ask { request: Request::automatic(id, local, candidate, action), expected_s: precopy_s + freeze_s };
         if self.scenario.policy.handshake != Handshake::Full {
             if self.scenario.policy.handshake == Handshake::Bump {
                 self.nodes[at].window.bump(action.target, candidate.memory_bytes);
@@ -140,8 +140,8 @@ impl World {
         } else if !accepted {
             self.metrics.refused += 1;
         }
-        let record = Box::new(self.record(at));
-        self.send(at, from, Letter::Answer { id, accepted, record });
+        let record = self.record(at);
+        self.send(at, from, Letter::Answer(Box::new(Answer { id, accepted, record })));
         let exchange = matches!(ask.request.terms, Terms::Exchange { .. });
         if accepted && !again && exchange && self.nodes[at].asking.is_none() {
             let local = self.local(at);
@@ -152,7 +152,8 @@ impl World {
     }
 
     /// A target has answered.
-    pub(crate) fn answered(&mut self, at: NodeIx, from: NodeIx, id: u64, accepted: bool, record: mosix_policy::Record) {
+    pub(crate) fn answered(&mut self, at: NodeIx, from: NodeIx, answer: Answer) {
+        let Answer { id, accepted, record } = answer;
         self.nodes[at].window.learn(&self.params, record, self.now_s);
         let asked = self.nodes[at].asking.take_if(|a| a.id == id);
         let Some(asking) = asked else {
@@ -187,7 +188,7 @@ impl World {
         self.nodes[at].asking = None;
         self.send(at, target, Letter::Withdraw { id });
         let nodes = self.members.len();
-        self.nodes[at].window.died(NodeId(target as u32), nodes, self.now_s);
+        self.nodes[at].window.died(&self.params, NodeId(target as u32), nodes, self.now_s);
         self.decide(at);
     }
 

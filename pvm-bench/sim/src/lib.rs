@@ -23,6 +23,7 @@ mod result;
 mod runner;
 mod spec;
 mod transfer;
+mod watch;
 mod world;
 
 pub use chances::Chance;

@@ -10,7 +10,9 @@ pub(crate) enum Place {
     Unborn,
     At(usize),
     /// Frozen, on its way from a node, by a transfer.
-    Between { from: usize },
+    Between {
+        from: usize,
+    },
     Ended,
     /// Its node crashed.
     Lost,

@@ -103,8 +103,8 @@ impl Figure {
 /// 97.5 % quantile of Student's t.
 fn student_t(freedom: usize) -> f64 {
     const T: [f64; 20] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-        2.086,
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101,
+        2.093, 2.086,
     ];
     T.get(freedom.saturating_sub(1)).copied().unwrap_or(1.96 + 2.5 / freedom as f64)
 }
@@ -145,7 +145,15 @@ impl Report {
         }
         text.push('\n');
         for point in &self.points {
-            let _ = write!(text, "{},{},{},{},{}", quoted(&self.scenario), quoted(&point.variant), quoted(&point.point), point.runs, point.never_balanced);
+            let _ = write!(
+                text,
+                "{},{},{},{},{}",
+                quoted(&self.scenario),
+                quoted(&point.variant),
+                quoted(&point.point),
+                point.runs,
+                point.never_balanced
+            );
             for name in &names {
                 match point.figures.get(*name) {
                     Some(figure) if figure.mean.is_finite() => drop(write!(text, ",{},{}", figure.mean, figure.ci95)),
@@ -160,7 +168,9 @@ impl Report {
     /// The main figures as a Markdown table.
     pub fn markdown(&self) -> String {
         let mut text = format!("### {}\n\n{}\n\n", self.scenario, self.about);
-        text.push_str("| variant | point | makespan, s | of the optimum | mean slowdown | p99 | moves | refused | peak | balanced after, s |\n");
+        text.push_str(
+            "| variant | point | makespan, s | of the optimum | mean slowdown | p99 | moves | refused | peak | balanced after, s |\n",
+        );
         text.push_str("|--|--|--|--|--|--|--|--|--|--|\n");
         for p in &self.points {
             let shown = |name: &str, digits: usize| match p.figures.get(name) {

@@ -121,11 +121,8 @@ impl RunResult {
     pub(crate) fn new(world: &World, events: u64) -> Self {
         let warmup_s = world.scenario.warmup_s;
         let metrics = &world.metrics;
-        let ended: Vec<(f64, f64)> = world
-            .jobs
-            .iter()
-            .filter_map(|j| j.ended_s.map(|end_s| (end_s - warmup_s, (end_s - j.born_s) / j.work_s.max(1e-9))))
-            .collect();
+        let ended: Vec<(f64, f64)> =
+            world.jobs.iter().filter_map(|j| j.ended_s.map(|end_s| (end_s - warmup_s, (end_s - j.born_s) / j.work_s.max(1e-9)))).collect();
         let mut slowdowns: Vec<f64> = ended.iter().map(|e| e.1).collect();
         slowdowns.sort_by(f64::total_cmp);
         let lost = world.jobs.iter().filter(|j| j.lost).count();

@@ -133,6 +133,8 @@ pub struct PolicySpec {
     pub ignore_cost: bool,
     /// Processes' ties to home and partners are not known.
     pub ignore_ties: bool,
+    /// Ablation: memory counts for nothing.
+    pub ignore_memory: bool,
     /// Constants of `mosix_policy::Params` that differ from the recommended for so many nodes.
     pub params: toml::Table,
 }
@@ -250,7 +252,7 @@ fn small() -> Chance {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackgroundSpec {
-    /// How many, one on a node.
+    /// How many, each on a random node.
     pub count: usize,
     /// Seconds of running.
     pub on_s: Chance,
@@ -388,6 +390,9 @@ impl JobSpec {
         number("jobs.dirty", self.dirty, 0.0, 1.0)?;
         number("jobs.kappa", self.kappa, 0.0, 1e3)?;
         number("jobs.apart", self.apart, 0.0, 1e3)?;
+        if self.apart > 0.0 && (self.rate_per_s > 0.0 || self.processes != Chance::Constant(1.0)) {
+            return Err(bad("jobs.apart", "needs jobs of one process that all start at once"));
+        }
         number("jobs.on_nodes + skip_nodes", (self.on_nodes.saturating_add(self.skip_nodes)) as f64, 0.0, nodes as f64)?;
         if self.skip_nodes >= nodes {
             return Err(bad("jobs.skip_nodes", "must leave a node"));

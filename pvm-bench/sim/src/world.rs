@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mosix_policy::{Case, Dice, Features, Figures, Ledger, NodeId, Params, Record, Ring, Stance, Window, cpu_load, lag, time_per_work};
+use mosix_policy::{Case, Dice, Features, Figures, Ledger, NodeId, Params, Record, Ring, Stance, Window, cpu_load, lag};
 use rand::{Rng, SeedableRng};
 
 use crate::Result;
@@ -13,9 +13,9 @@ use crate::result::{Metrics, RunResult, Step};
 use crate::spec::Scenario;
 use crate::transfer::Transfer;
 
-/// Part of a period between two looks at whether the cluster is balanced.
-const SAMPLES_A_PERIOD: f64 = 10.0;
 const MB: f64 = 1e6;
+/// Makes another seed of a seed.
+const FATE: u64 = 0x5eed_0f_fa7e;
 
 /// A job: processes that are born together.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct World {
     pub(crate) scenario: Arc<Scenario>,
     pub(crate) params: Params,
     pub(crate) rng: Dice,
+    /// For what happens to the cluster whatever the policy does: all variants get the same jobs.
+    pub(crate) fate: Dice,
     pub(crate) now_s: f64,
     pub(crate) queue: Queue,
     pub(crate) nodes: Vec<Node>,
@@ -64,6 +66,7 @@ impl World {
         let mut world = Self {
             params,
             rng: Dice::seed_from_u64(seed),
+            fate: Dice::seed_from_u64(seed ^ FATE),
             now_s: 0.0,
             queue: Queue::default(),
             nodes: Vec::with_capacity(scenario.node_count()),
@@ -171,10 +174,11 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick { node, life } => self.tick(node, life),
-            Event::Deliver { from, to, letter } => self.deliver(from, to, letter),
+            Event::Deliver { from, to, letter } => self.deliver(from as usize, to as usize, letter),
             Event::Finish { node, version } => self.finish(node, version),
             Event::Transfer { slot, version } => self.transfer_event(slot, version),
             Event::AnswerDue { node, id } => self.answer_due(node, id),
+            Event::PlacementDue { process } => self.placement_due(process),
             Event::Birth { group } => self.birth(group),
             Event::Toggle { process } => self.toggle(process),
             Event::Crash { node } => self.crash(node),
@@ -295,7 +299,7 @@ impl World {
             cpus: node.cpus,
             committed,
             memory_total_bytes: node.memory_bytes,
-            memory_used_bytes: node.ledger.memory_used_bytes(),
+            memory_used_bytes: if self.scenario.policy.ignore_memory { 0 } else { node.ledger.memory_used_bytes() },
         }
     }
 
@@ -332,55 +336,9 @@ impl World {
         lag::summary(awake.map(|p| p.lag_s + node.lag_s - p.l_mark))
     }
 
-    /// Whether no move would make any process faster, if everybody knew everything.
-    fn look_whether_balanced(&mut self) {
-        if self.metrics.births > 0 && self.groups_open == 0 && self.alive > 0 {
-            let figures: Vec<Figures> = (0..self.nodes.len()).filter(|n| self.nodes[*n].up).map(|n| self.figures(n)).collect();
-            let slowest = figures.iter().filter(|f| f.committed > 0).map(|f| time_per_work(f, 0.0)).fold(0.0, f64::max);
-            let best = figures.iter().map(|f| time_per_work(&f.with_one_more(0), 0.0)).fold(f64::INFINITY, f64::min);
-            if slowest - best <= self.params.margin {
-                self.metrics.balanced_s = Some(self.now_s - self.metrics.last_birth_s);
-                return;
-            }
-        }
-        self.queue.push(self.now_s + self.params.period_s / SAMPLES_A_PERIOD, Event::Sample);
-    }
-
     pub(crate) fn note_peak(&mut self, at: NodeIx) {
         let load = cpu_load(&self.figures(at)) * self.nodes[at].speed;
         self.metrics.peak_load = self.metrics.peak_load.max(load);
-    }
-
-    /// Each process at exactly one place, and all counts true.
-    fn check(&self) -> std::result::Result<(), String> {
-        let mut seen = vec![0_u32; self.processes.len()];
-        for (at, node) in self.nodes.iter().enumerate() {
-            let awake = node.processes.iter().filter(|p| !self.processes[**p].asleep).count();
-            if awake != node.running as usize {
-                return Err(format!("node {at} counts {} running of {awake}", node.running));
-            }
-            for &p in &node.processes {
-                seen[p] += 1;
-                if self.processes[p].place != Place::At(at) {
-                    return Err(format!("process {p} is listed at node {at}, but is {:?}", self.processes[p].place));
-                }
-            }
-            let frozen = |t: &&Transfer| t.from == at && matches!(self.processes[t.process].place, Place::Between { .. });
-            let between = self.transfers.iter().flatten().filter(frozen).count();
-            if between != node.frozen as usize {
-                return Err(format!("node {at} holds {} frozen bodies of {between}", node.frozen));
-            }
-        }
-        for t in self.transfers.iter().flatten() {
-            seen[t.process] += u32::from(matches!(self.processes[t.process].place, Place::Between { .. }));
-        }
-        for (p, (process, seen)) in self.processes.iter().zip(&seen).enumerate() {
-            let expected = u32::from(matches!(process.place, Place::At(_) | Place::Between { .. }));
-            if *seen != expected {
-                return Err(format!("process {p} is {:?}, but was found {seen} times", process.place));
-            }
-        }
-        Ok(())
     }
 }
 

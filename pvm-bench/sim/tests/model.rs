@@ -39,7 +39,9 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn one_process_alone_takes_its_work_and_two_on_one_cpu_twice() {
     let text = |nodes, cpus, count| {
-        format!("name = 'n'\n[policy]\nfixed = true\n[[nodes]]\ncount = {nodes}\ncpus = {cpus}\nspeed = 2.0\n[[jobs]]\ncount = {count}\nwork_s = 100.0\nborn = 'first'\n")
+        format!(
+            "name = 'n'\n[policy]\nfixed = true\n[[nodes]]\ncount = {nodes}\ncpus = {cpus}\nspeed = 2.0\n[[jobs]]\ncount = {count}\nwork_s = 100.0\nborn = 'first'\n"
+        )
     };
     for (cpus, count, expected_s) in [(1, 1, 50.0), (1, 2, 100.0), (2, 2, 50.0), (2, 3, 75.0)] {
         let (result, _, _) = world(&text(1, cpus, count), 1).run().unwrap();
@@ -79,7 +81,7 @@ fn nonsense_is_refused_in_words() {
         ("name = 'x'\n[[nodes]]\ncount = 1\n[policy.params]\nwindow = 3\n", "window"),
         ("name = 'x'\n[[nodes]]\ncount = 1\n[[jobs]]\ncount = 1\nwork_s = { uniform = [3.0, 1.0] }\n", "jobs.work_s"),
         ("name = 'x'\n[[nodes]]\ncount = 1\n[[jobs]]\ncount = 1\nwork_s = nan\n", "jobs.work_s"),
-        ("name = 'x'\n[[nodes]]\ncount = 1\n[[variants]]\nname = 'v'\nset = { 'jobs.3.count' = 1 }\n", "leads nowhere"),
+        ("name = 'x'\n[[nodes]]\ncount = 1\n[[variants]]\nname = 'v'\nset = { 'jobs.3.count' = 1 }\n", "expected a sequence"),
         ("name = 'x'\n[[nodes]]\ncount = 1\n[[sweep]]\npath = 'nodes.7.count'\nvalues = [1]\n", "no place"),
         ("what is this", "test"),
     ];
@@ -87,6 +89,35 @@ fn nonsense_is_refused_in_words() {
         let error = Plan::parse("test", text).unwrap_err().to_string();
         assert!(error.contains(expected), "`{expected}` is not in: {error}");
     }
+}
+
+#[test]
+fn results_have_the_promised_keys() {
+    let text = format!(
+        "{SMALL}\n[[sweep]]\npath = 'jobs.0.count'\nvalues = [4, 9]\n[[variants]]\nname = 'a'\n[[variants]]\nname = 'b, c'\nset = {{ 'policy.fixed' = true }}\n"
+    );
+    let report = mosix_sim::run_plan(&plan(&text), &indicatif::ProgressBar::hidden()).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    let keys = [
+        "makespan_s",
+        "mean_slowdown",
+        "p99_slowdown",
+        "migrations",
+        "peak_load",
+        "balanced_after_s",
+        "bytes_per_node_per_s",
+        "events_per_s",
+    ];
+    for key in keys {
+        assert!(json[key].is_number(), "{key}: {}", json[key]);
+        assert!(report.points.iter().all(|p| p.figures.contains_key(key) || key == "balanced_after_s"), "{key}");
+    }
+    assert_eq!(report.points.len(), 4);
+    let csv = report.csv();
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 5);
+    assert!(lines[0].contains("makespan_s,makespan_s_ci95") && lines[4].contains("\"b, c\""), "{csv}");
+    assert!(report.markdown().lines().count() >= 8);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use mosix_policy::{
-    Candidate, Features, Figures, Ledger, Local, NodeId, Own, Params, Record, Request, Stance, Terms, Verdict, Window, admit, decide, pick_peer, time_per_work,
+    Candidate, Features, Figures, Ledger, Local, NodeId, Own, Params, Record, Request, Stance, Terms, Verdict, Window, admit, decide,
+    pick_peer, time_per_work,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -233,7 +234,13 @@ impl Cluster {
             partners: Vec::new(),
         });
         let ledger = &self.nodes[i].ledger;
-        Local { figures: self.figures(i), incoming: ledger.incoming(), outgoing: ledger.outgoing(), stance: Stance::Open, candidates: candidates.collect() }
+        Local {
+            figures: self.figures(i),
+            incoming: ledger.incoming(),
+            outgoing: ledger.outgoing(),
+            stance: Stance::Open,
+            candidates: candidates.collect(),
+        }
     }
 
     fn balance(&mut self, i: usize) {
@@ -259,8 +266,26 @@ impl Cluster {
     fn ask(&mut self, from: usize, to: usize, process: &Process) -> bool {
         self.next_id += 1;
         let (id, memory_bytes, now_s) = (self.next_id, GIB / 1024, self.now_s());
-        let own = Own { figures: self.figures(to), incoming: self.nodes[to].ledger.incoming(), accepts_guests: true, features: Features(u32::MAX), lag_mean_s: 0.0, lag_min_s: 0.0 };
-        let request = Request { id, source: self.figures(from), home: process.home, memory_bytes, kappa: process.kappa, manual: false, needs: Features(0), apart_here: 0.0, apart_there: 0.0, terms: Terms::Faster };
+        let own = Own {
+            figures: self.figures(to),
+            incoming: self.nodes[to].ledger.incoming(),
+            accepts_guests: true,
+            features: Features(u32::MAX),
+            lag_mean_s: 0.0,
+            lag_min_s: 0.0,
+        };
+        let request = Request {
+            id,
+            source: self.figures(from),
+            home: process.home,
+            memory_bytes,
+            kappa: process.kappa,
+            manual: false,
+            needs: Features(0),
+            apart_here: 0.0,
+            apart_there: 0.0,
+            terms: Terms::Faster,
+        };
         let accepted = !self.handshake || admit(&self.params, &own, &request) == Verdict::Accept;
         if accepted {
             let home = process.home;
