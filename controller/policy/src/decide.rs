@@ -148,7 +148,7 @@ fn by_choice(params: &Params, local: &Local, view: &View<'_>, explanation: &mut 
             Ok(()) => able.push(candidate),
         }
     }
-    let mut offers = match params.objective {
+    let offers = match params.objective {
         Objective::Time => faster(params, view, &able),
         Objective::OpportunityCost => cheaper(params, local, view, &able),
     };
@@ -158,13 +158,7 @@ fn by_choice(params: &Params, local: &Local, view: &View<'_>, explanation: &mut 
             .or_else(|| rotate::swap(params, local, view, &able, explanation));
     }
     let chosen = choose(params, &offers, rng).copied();
-    let by_value = |a: &Offer, b: &Offer| b.row.value_s.total_cmp(&a.row.value_s).then(a.row.key.cmp(&b.row.key));
-    if offers.len() > MAX_ROWS {
-        offers.select_nth_unstable_by(MAX_ROWS, by_value);
-        offers.truncate(MAX_ROWS);
-    }
-    offers.sort_unstable_by(by_value);
-    explanation.rows.extend(offers.iter().map(|o| o.row));
+    explanation.rows = most_valuable(&offers);
     match chosen {
         Some(offer) => Some(goes(offer.row, offer.rule, offer.terms, explanation)),
         None => {
@@ -173,6 +167,18 @@ fn by_choice(params: &Params, local: &Local, view: &View<'_>, explanation: &mut 
             None
         }
     }
+}
+
+/// The rows of the [`MAX_ROWS`] most valuable offers, in order.
+fn most_valuable(offers: &[Offer]) -> Vec<Row> {
+    let mut order: Vec<(f64, u64, usize)> = offers.iter().enumerate().map(|(at, o)| (o.row.value_s, o.row.key, at)).collect();
+    let by_value = |a: &(f64, u64, usize), b: &(f64, u64, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if order.len() > MAX_ROWS {
+        order.select_nth_unstable_by(MAX_ROWS, by_value);
+        order.truncate(MAX_ROWS);
+    }
+    order.sort_unstable_by(by_value);
+    order.into_iter().filter_map(|o| offers.get(o.2).map(|offer| offer.row)).collect()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -223,11 +229,10 @@ fn goes(row: Row, rule: Rule, terms: Terms, explanation: &mut Explanation) -> Mo
 fn choose<'a>(params: &Params, offers: &'a [Offer], rng: &mut impl Rng) -> Option<&'a Offer> {
     let pays = |o: &&Offer| o.row.cost_s <= params.cost_free_s || o.row.gain_s > params.cost_factor * o.row.cost_s;
     let most = offers.iter().filter(pays).map(|o| o.row.value_s).max_by(f64::total_cmp)?;
-    let mut equals = 0_u32;
     let mut chosen = None;
-    for offer in offers.iter().filter(pays).filter(|o| o.row.value_s >= most - params.margin) {
-        equals += 1;
-        if rng.random_range(0..equals) == 0 {
+    let equals = offers.iter().filter(pays).filter(|o| o.row.value_s >= most - params.margin);
+    for (before, offer) in equals.enumerate() {
+        if rng.random_range(0..=before) == 0 {
             chosen = Some(offer);
         }
     }

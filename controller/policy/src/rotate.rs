@@ -25,8 +25,8 @@ pub(crate) fn fill(params: &Params, local: &Local, view: &View<'_>, able: &[&Can
         return None;
     }
     let mover = able.iter().min_by(|a, b| a.lag_s.total_cmp(&b.lag_s).then(a.key.cmp(&b.key)))?;
-    // The nodes are in order of time: the fastest idle one.
-    let peer = view.peers.iter().find(|p| p.figures().has_free_cpu() && p.takes(params, mover))?;
+    let idle = view.peers.iter().filter(|p| p.figures().has_free_cpu() && p.takes(params, mover));
+    let peer = idle.min_by(|a, b| a.time.total_cmp(&b.time))?;
     explanation.conclusion = Conclusion::Fills { key: mover.key, target: peer.node() };
     Some(Move { key: mover.key, target: peer.node(), predicted_gain_s: 0.0, rule: Rule::Rotate, terms: Terms::Idle })
 }

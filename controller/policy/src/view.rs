@@ -10,7 +10,7 @@ use crate::params::Params;
 use crate::predict::{Figures, cpu_load, time_per_work};
 use crate::process::{Candidate, Local, Stance};
 use crate::record::{NodeId, Record};
-use crate::window::{Heard, Window};
+use crate::window::{Window, shuffle};
 
 /// Speeds that differ by less are equal.
 const SAME_SPEED: f64 = 1e-3;
@@ -64,10 +64,16 @@ pub(crate) struct Best {
     pub(crate) for_partner: bool,
 }
 
-/// All nodes that may be targets, best first; equally good ones in random order.
+/// So many of the best nodes are put in order; nearly always the first of them has room.
+const HEAD: usize = 8;
+
+/// All nodes that may be targets.
 #[derive(Debug)]
 pub(crate) struct View<'a> {
+    /// The best first, equally good ones in random order; after [`HEAD`] of them the rest in no order.
     pub(crate) peers: Vec<Peer<'a>>,
+    /// Where each node is in `peers`, by node; empty if no process cares for a particular one.
+    places: Vec<(NodeId, usize)>,
     /// `time_per_work` here, without drag.
     here: f64,
     own_load: f64,
@@ -78,12 +84,38 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     pub(crate) fn new(params: &Params, local: &Local, window: &'a Window, now_s: f64, tried: &[NodeId], rng: &mut impl Rng) -> Self {
-        let usable = window.usable(params, now_s).filter(|h| !tried.contains(&h.record.node));
-        let mut peers: Vec<Peer<'_>> = usable.map(|h| Peer { record: &h.record, time: time_with_one_more(h) }).collect();
-        peers.sort_unstable_by(|a, b| a.time.total_cmp(&b.time).then(a.node().cmp(&b.node())));
-        shuffle_ties(&mut peers, params.margin, rng);
+        let dice: u64 = rng.random();
+        let known = window.usable_with_times(params, now_s).filter(|(h, _)| !tried.contains(&h.record.node));
+        let mut order: Vec<(f64, u64, &Record)> = Vec::with_capacity(window.len());
+        order.extend(known.map(|(h, time)| (time, shuffle(dice, h.record.node.0 as usize), &h.record)));
+        let by_time = |a: &(f64, u64, &Record), b: &(f64, u64, &Record)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+        if order.len() > HEAD {
+            order.select_nth_unstable_by(HEAD, by_time);
+        }
+        let head = order.len().min(HEAD);
+        order[..head].sort_unstable_by(by_time);
+        let mut peers: Vec<Peer<'_>> = order.into_iter().map(|(time, _, record)| Peer { record, time }).collect();
+        shuffle_ties(&mut peers[..head], params.margin, rng);
+        let own = local.figures.node;
+        let mut places = Vec::new();
+        if local.candidates.iter().any(|c| needs_home(c, own) || !c.partners.is_empty()) {
+            places.extend(peers.iter().enumerate().map(|(at, p)| (p.node(), at)));
+            places.sort_unstable();
+        }
         let (here, own_load) = (time_per_work(&local.figures, 0.0), cpu_load(&local.figures));
-        Self { peers, here, own_load, own: local.figures, keeps: local.stance == Stance::Open }
+        Self { peers, places, here, own_load, own: local.figures, keeps: local.stance == Stance::Open }
+    }
+
+    fn peer(&self, node: NodeId) -> Option<&Peer<'a>> {
+        let at = self.places.binary_search_by_key(&node, |p| p.0).ok()?;
+        self.peers.get(self.places.get(at)?.1)
+    }
+
+    /// The first that fits, and if none of the head does the best of the rest.
+    fn plain(&self, fits: impl Fn(&Peer<'_>) -> bool) -> Option<&Peer<'a>> {
+        let (head, rest) = self.peers.split_at(self.peers.len().min(HEAD));
+        let of_rest = || rest.iter().filter(|p| fits(p)).min_by(|a, b| a.time.total_cmp(&b.time));
+        head.iter().find(|p| fits(p)).or_else(of_rest)
     }
 
     /// Its time here.
@@ -112,32 +144,31 @@ impl<'a> View<'a> {
     /// The node on which `candidate` would run fastest.
     pub(crate) fn best(&self, params: &Params, candidate: &Candidate) -> Option<Best> {
         let here = self.time_here(candidate);
-        let needs_home = candidate.kappa > 0.0 && candidate.home != self.own.node;
-        let is_special = |n: NodeId| (needs_home && n == candidate.home) || candidate.partners.iter().any(|p| p.node == n);
-        let plain = self.peers.iter().find(|p| !is_special(p.node()) && self.usable(params, candidate, p));
+        let home = needs_home(candidate, self.own.node).then_some(candidate.home);
+        let is_special = |n: NodeId| home == Some(n) || candidate.partners.iter().any(|p| p.node == n);
+        let plain = self.plain(|p| !is_special(p.node()) && self.usable(params, candidate, p));
         let mut best = plain.map(|p| Best { target: p.node(), here, there: self.time_at(candidate, p, params.margin), for_partner: false });
-        if !needs_home && candidate.partners.is_empty() {
-            return best;
-        }
-        for peer in self.peers.iter().filter(|p| is_special(p.node()) && self.usable(params, candidate, p)) {
+        let partners = candidate.partners.iter().map(|p| (p.node, true));
+        for (node, for_partner) in home.map(|node| (node, false)).into_iter().chain(partners) {
+            let Some(peer) = self.peer(node).filter(|p| self.usable(params, candidate, p)) else { continue };
             let there = self.time_at(candidate, peer, params.margin);
             if best.is_none_or(|b| there < b.there - params.margin) {
-                let for_partner = candidate.partners.iter().any(|p| p.node == peer.node());
-                best = Some(Best { target: peer.node(), here, there, for_partner });
+                best = Some(Best { target: node, here, there, for_partner });
             }
         }
         best
     }
 }
 
+/// Whether its home is better for it than an equal node.
+fn needs_home(candidate: &Candidate, own: NodeId) -> bool {
+    candidate.kappa > 0.0 && candidate.home != own
+}
+
 /// "Keep": whether a move leaves a CPU idle to crowd one of another speed. For the process that is moved it may be
 /// better; the work that the idle CPU would have done is lost to all. With rotation each gets its turn on the fast ones.
 pub(crate) fn wastes_a_cpu(params: &Params, from: &Figures, to: &Figures) -> bool {
     params.rotation && from.committed <= from.cpus && !to.has_free_cpu() && (to.speed / from.speed - 1.0).abs() > SAME_SPEED
-}
-
-fn time_with_one_more(heard: &Heard) -> f64 {
-    time_per_work(&heard.record.figures().with_one_more(0), 0.0)
 }
 
 /// Whether it is plain at first sight that no process would run faster elsewhere: not even the most hampered on the best node without any

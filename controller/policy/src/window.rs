@@ -153,9 +153,19 @@ impl Window {
 
     /// The entries that may take part in decisions: not stale. In no order.
     pub fn usable(&self, params: &Params, now_s: f64) -> impl Iterator<Item = &Heard> {
+        self.usable_with_times(params, now_s).map(|(heard, _)| heard)
+    }
+
+    /// The same, with the time per work of a process that is added there.
+    pub(crate) fn usable_with_times(&self, params: &Params, now_s: f64) -> impl Iterator<Item = (&Heard, f64)> {
         let limit_s = params.stale_s();
         let known = self.keys.iter().zip(&self.entries).filter(move |(key, _)| key.age_s(now_s) <= limit_s);
-        known.map(|(_, heard)| heard)
+        known.map(|(key, heard)| (heard, key.time))
+    }
+
+    /// Entries, stale ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// The usable nodes and their time with one process more, best read for all of them at once.
@@ -405,8 +415,8 @@ fn keep_first<T>(all: &mut Vec<T>, count: usize, order: impl FnMut(&T, &T) -> Or
     all.truncate(count);
 }
 
-/// A random order of places, from one draw (the finaliser of SplitMix64).
-fn shuffle(dice: u64, at: usize) -> u64 {
+/// A random order of numbers, from one draw (the finaliser of SplitMix64).
+pub(crate) fn shuffle(dice: u64, at: usize) -> u64 {
     let mut z = dice ^ (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

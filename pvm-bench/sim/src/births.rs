@@ -57,7 +57,7 @@ impl World {
             let ix = self.processes.len();
             let partner = match spec.apart > 0.0 {
                 // The first of a pair waits for the second.
-                true => Some((if number % 2 == 0 { ix + 1 } else { ix - 1 }, spec.apart)),
+                true => Some((if number.is_multiple_of(2) { ix + 1 } else { ix - 1 }, spec.apart)),
                 false => None,
             };
             let dirty_bytes = (memory_bytes as f64 * spec.dirty) as u64;

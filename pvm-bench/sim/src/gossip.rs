@@ -86,7 +86,7 @@ impl World {
         metrics.letters += 1;
         match letter {
             Letter::Gossip(message) => {
-                if metrics.gossip % MEASURED == 0 {
+                if metrics.gossip.is_multiple_of(MEASURED) {
                     metrics.measured_bytes += bytes_of(message);
                     metrics.measured += 1;
                 }

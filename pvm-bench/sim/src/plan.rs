@@ -90,7 +90,8 @@ impl Plan {
                 let scenario: Scenario = value.try_into().map_err(|e: toml::de::Error| syntax(e.to_string()))?;
                 scenario.validate()?;
                 let shown: Vec<String> = point.iter().map(|(_, v)| v.to_string()).collect();
-                (name.clone_from(&scenario.name), about.clone_from(&scenario.about));
+                name.clone_from(&scenario.name);
+                about.clone_from(&scenario.about);
                 let scenario = std::sync::Arc::new(scenario);
                 for i in 0..u64::from(scenario.runs) {
                     let (variant_name, scenario) = (variant.name.clone(), scenario.clone());

@@ -15,7 +15,7 @@ use crate::transfer::Transfer;
 
 const MB: f64 = 1e6;
 /// Makes another seed of a seed.
-const FATE: u64 = 0x5eed_0f_fa7e;
+const FATE: u64 = 0x5eed_fa7e;
 
 /// A job: processes that are born together.
 #[derive(Debug, Clone)]
