@@ -112,7 +112,7 @@ fn figures_2_and_3_have_the_papers_shapes() {
 fn memory_is_ushered() {
     let report = report("memory");
     let p99 = |variant: &str| figure(&report, variant, "", "p99_slowdown");
-    let (usher, blind) = (p99("all rules"), p99("load only"));
+    let (usher, blind) = (p99("usher, nothing kept free"), p99("load only"));
     assert!(usher <= 7.0, "{usher}");
     assert!(blind > 1.5 * usher, "{blind}: memory does not matter in this scenario");
 }
