@@ -127,7 +127,7 @@ fn usher(params: &Params, local: &Local, view: &View<'_>, explanation: &mut Expl
     let rank = |c: &Candidate| if c.memory_bytes >= deficit { (0, c.memory_bytes) } else { (1, u64::MAX - c.memory_bytes) };
     order.sort_by_key(|c| (rank(c), c.key));
     for candidate in order {
-        let fits = view.peers.iter().filter(|p| p.takes(params, candidate));
+        let fits = view.peers.iter().filter(|p| p.takes(candidate));
         if let Some(peer) = fits.min_by(|a, b| a.load().total_cmp(&b.load())) {
             let drag = |node| 1.0 + candidate.drag(node);
             let here = drag(figures.node) * crate::time_per_work(figures, 0.0);
@@ -189,7 +189,7 @@ struct Offer {
 }
 
 fn faster(params: &Params, view: &View<'_>, able: &[&Candidate]) -> Vec<Offer> {
-    let offers = able.iter().filter_map(|candidate| {
+    let offers = able.iter().filter(|c| !view.is_best_here(params, c)).filter_map(|candidate| {
         let best = view.best(params, candidate).filter(|best| best.here - best.there > params.margin)?;
         let rule = if best.for_partner { Rule::Together } else { Rule::Balance };
         Some(Offer { row: row(candidate, best.target, best.here, best.there), rule, terms: Terms::Faster })

@@ -47,7 +47,7 @@ pub(crate) fn cheapest<'a>(params: &Params, local: &Local, view: &'a View<'a>, c
     without.committed = without.committed.saturating_sub(1);
     without.memory_used_bytes = without.memory_used_bytes.saturating_sub(candidate.memory_bytes);
     let here = (1.0 + candidate.drag(local.figures.node)) * marginal(params, &without, candidate.memory_bytes, scale);
-    let costs = view.peers.iter().filter(|p| p.takes(params, candidate)).map(|peer| {
+    let costs = view.peers.iter().filter(|p| p.takes(candidate)).map(|peer| {
         let there = (1.0 + candidate.drag(peer.node())) * marginal(params, &peer.figures(), candidate.memory_bytes, scale);
         Cheapest { peer, here, there }
     });

@@ -25,7 +25,7 @@ pub(crate) fn fill(params: &Params, local: &Local, view: &View<'_>, able: &[&Can
         return None;
     }
     let mover = able.iter().min_by(|a, b| a.lag_s.total_cmp(&b.lag_s).then(a.key.cmp(&b.key)))?;
-    let idle = view.peers.iter().filter(|p| p.figures().has_free_cpu() && p.takes(params, mover));
+    let idle = view.peers.iter().filter(|p| p.figures().has_free_cpu() && p.takes(mover));
     let peer = idle.min_by(|a, b| a.time.total_cmp(&b.time))?;
     explanation.conclusion = Conclusion::Fills { key: mover.key, target: peer.node() };
     Some(Move { key: mover.key, target: peer.node(), predicted_gain_s: 0.0, rule: Rule::Rotate, terms: Terms::Idle })
@@ -39,7 +39,7 @@ pub(crate) fn rotate(params: &Params, local: &Local, view: &View<'_>, able: &[&C
     let others = local.candidates.iter().filter(|c| c.key != mover.key && !c.in_flight).map(|c| c.lag_s);
     let (behind_s, _) = lag::summary(others);
     let threshold_s = lag::threshold_s(params, mover.cost_s, mover.wall_age_s);
-    let fits = |p: &&Peer<'_>| p.takes(params, mover) && may_change_places(params, &local.figures, &p.figures());
+    let fits = |p: &&Peer<'_>| p.takes(mover) && may_change_places(params, &local.figures, &p.figures());
     let worth = |p: &&Peer<'_>| behind_s - p.lag_mean_s() > threshold_s;
     let peer = view.peers.iter().filter(fits).filter(worth).min_by(|a, b| a.lag_mean_s().total_cmp(&b.lag_mean_s()))?;
     let terms = Terms::Ahead { stayers_lag_s: behind_s, threshold_s };
@@ -52,7 +52,7 @@ pub(crate) fn swap(params: &Params, local: &Local, view: &View<'_>, able: &[&Can
     let here = rate(&local.figures);
     let faster = |p: &&Peer<'_>| p.record.committed > 0 && rate(&p.figures()) >= params.swap_rate_ratio * here;
     let worth = |p: &&Peer<'_>| mover.lag_s - p.lag_min_s() > threshold_s;
-    let fits = view.peers.iter().filter(|p| p.takes(params, mover)).filter(faster).filter(worth);
+    let fits = view.peers.iter().filter(|p| p.takes(mover)).filter(faster).filter(worth);
     let peer = fits.min_by(|a, b| a.lag_min_s().total_cmp(&b.lag_min_s()))?;
     let terms = Terms::Exchange { lag_s: mover.lag_s, threshold_s };
     Some(shares(mover, peer, Rule::Swap, terms, (mover.lag_s, peer.lag_min_s(), threshold_s), explanation))

@@ -21,9 +21,17 @@ pub(crate) struct Peer<'a> {
     pub(crate) record: &'a Record,
     /// Seconds per second of work with one process more.
     pub(crate) time: f64,
+    /// Memory that it may still take; `None` if it has too much in use already.
+    room_bytes: Option<u64>,
 }
 
-impl Peer<'_> {
+impl<'a> Peer<'a> {
+    fn new(params: &Params, record: &'a Record, time: f64) -> Self {
+        let limit = (params.memory_limit * record.memory_total_bytes as f64) as u64;
+        let used = record.memory_total_bytes.saturating_sub(record.memory_free_bytes);
+        Self { record, time, room_bytes: limit.checked_sub(used) }
+    }
+
     pub(crate) fn node(&self) -> NodeId {
         self.record.node
     }
@@ -45,11 +53,11 @@ impl Peer<'_> {
     }
 
     /// Whether it could take that process at all.
-    pub(crate) fn takes(&self, params: &Params, candidate: &Candidate) -> bool {
+    pub(crate) fn takes(&self, candidate: &Candidate) -> bool {
         let record = self.record;
         let open = !record.closed || candidate.home == record.node;
-        open && record.features.covers(candidate.needs)
-            && self.figures().with_one_more(candidate.memory_bytes).memory_within(params.memory_limit)
+        let fits = self.room_bytes.is_some_and(|room| candidate.memory_bytes <= room);
+        fits && open && record.features.covers(candidate.needs)
     }
 }
 
@@ -94,7 +102,7 @@ impl<'a> View<'a> {
         }
         let head = order.len().min(HEAD);
         order[..head].sort_unstable_by(by_time);
-        let mut peers: Vec<Peer<'_>> = order.into_iter().map(|(time, _, record)| Peer { record, time }).collect();
+        let mut peers: Vec<Peer<'_>> = order.into_iter().map(|(time, _, record)| Peer::new(params, record, time)).collect();
         shuffle_ties(&mut peers[..head], params.margin, rng);
         let own = local.figures.node;
         let mut places = Vec::new();
@@ -138,7 +146,13 @@ impl<'a> View<'a> {
     }
 
     fn usable(&self, params: &Params, candidate: &Candidate, peer: &Peer<'_>) -> bool {
-        peer.takes(params, candidate) && !(self.keeps && wastes_a_cpu(params, &self.own, &peer.figures()))
+        peer.takes(candidate) && !(self.keeps && wastes_a_cpu(params, &self.own, &peer.figures()))
+    }
+
+    /// Whether it is plain that no node is better for `candidate`, though it be met there by all whom it talks to.
+    pub(crate) fn is_best_here(&self, params: &Params, candidate: &Candidate) -> bool {
+        let least = self.peers.first().map_or(f64::INFINITY, |p| p.time - params.margin);
+        self.time_here(candidate) - least <= params.margin
     }
 
     /// The node on which `candidate` would run fastest.
