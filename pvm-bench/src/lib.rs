@@ -10,6 +10,7 @@
 //! * [`idle`]: what the daemons of an idle cluster cost.
 //! * [`migrate`]: how long a process stands still when it is moved.
 //! * [`soak`]: a thousand moves under load: is anything lost, doubled, damaged or left behind?
+//! * [`sim`]: scenarios for the simulator.
 //! * [`row`]: what is printed and written as JSON.
 
 pub mod check;
@@ -23,6 +24,7 @@ pub mod pvm;
 mod race;
 pub mod row;
 pub mod scale;
+pub mod sim;
 pub mod soak;
 pub mod table1;
 

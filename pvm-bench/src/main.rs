@@ -37,6 +37,8 @@ enum Command {
     Migrate(MigrateArgs),
     /// Many moves under load: is anything lost, doubled, damaged or left behind?
     Soak(SoakArgs),
+    /// Simulates a cluster of any size, with the daemon's own policy
+    Sim(pvm_bench::sim::SimArgs),
     /// What `migrate` runs inside its nodes
     #[command(hide = true)]
     CopyEnd(CopyEndArgs),
@@ -138,6 +140,7 @@ fn main() -> ExitCode {
         Command::Idle(args) => run_idle(args),
         Command::Migrate(args) => command(&args).map_err(anyhow::Error::from),
         Command::Soak(args) => soak(&args).map_err(anyhow::Error::from),
+        Command::Sim(args) => pvm_bench::sim::command(&args),
         Command::CopyEnd(args) => return pvm_bench::migrate::copy_end::run(&args),
     };
     match result {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mosix_engine::eligible::automatic;
-use mosix_policy::{Candidate, Local, Move, NodeId, Request, decide};
+use mosix_policy::{Candidate, Features, Local, Move, NodeId, Request, Stance, decide};
 use mosix_probe::ProcessSample;
 use rand::RngCore;
 
@@ -45,7 +45,7 @@ fn decide_once(node: &Rc<Node>) {
     let Some(action) = outcome.action else {
         return node.remember("none", None, outcome.explanation.to_string());
     };
-    node.remember("balance", Some(action.key), outcome.explanation.to_string());
+    node.remember(action.rule.name(), Some(action.key), outcome.explanation.to_string());
     let Some(candidate) = local.candidates.iter().find(|candidate| candidate.key == action.key) else { return };
     if action.key <= u64::from(u32::MAX) { move_native(node, action) } else { wish(node, action, candidate) }
 }
@@ -55,7 +55,7 @@ fn local_state(node: &Node) -> Local {
         let ledger = node.ledger.borrow();
         (ledger.incoming(), ledger.outgoing())
     };
-    Local { figures: node.figures(), incoming, outgoing, candidates: candidates(node) }
+    Local { figures: node.figures(), incoming, outgoing, stance: Stance::Open, candidates: candidates(node) }
 }
 
 fn candidates(node: &Node) -> Vec<Candidate> {
@@ -93,6 +93,10 @@ fn native_candidate(node: &Node, process: &ProcessSample) -> Candidate {
         cost_s: node.move_cost_s.get(),
         in_flight: node.leaving.borrow().contains(&key) || node.deputies.borrow().contains_key(&(process.pid as i32)),
         pinned: system || is_pinned(node, key),
+        needs: Features::default(),
+        lag_s: 0.0,
+        restless: 0.0,
+        partners: Vec::new(),
     }
 }
 
@@ -110,6 +114,10 @@ fn guest_candidate(node: &Node, process: &ProcessSample, group: u64, guest: &hos
         cost_s: node.move_cost_s.get(),
         in_flight: node.leaving.borrow().contains(&group) || node.asking.borrow().contains(&group),
         pinned: is_pinned(node, group),
+        needs: Features::default(),
+        lag_s: 0.0,
+        restless: 0.0,
+        partners: Vec::new(),
     }
 }
 
@@ -143,6 +151,10 @@ fn wish(node: &Node, action: Move, candidate: &Candidate) {
         memory_bytes: candidate.memory_bytes,
         kappa: candidate.kappa,
         manual: false,
+        needs: candidate.needs,
+        apart_here: 0.0,
+        apart_there: 0.0,
+        terms: action.terms,
     };
     if guest.events.try_send(Event::Wish { target: action.target.0, request }).is_ok() {
         node.asking.borrow_mut().insert(action.key);

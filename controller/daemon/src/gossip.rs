@@ -44,7 +44,7 @@ async fn tell(node: &Node, socket: &UdpSocket, sealer: &mut Sealer, peer: NodeId
     let Some(address) = node.identity.members().by_id(peer.0).map(|member| member.address) else { return };
     let message = {
         let record = node.record();
-        node.window.borrow().compose(&node.params, record, node.now_s(), &mut *node.rng.borrow_mut())
+        node.window.borrow_mut().compose(&node.params, record, node.now_s(), &mut *node.rng.borrow_mut())
     };
     let sealed = postcard::to_stdvec(&message).ok().and_then(|bytes| sealer.seal(&bytes).ok());
     let Some(datagram) = sealed else { return tracing::error!("a gossip message did not fit") };

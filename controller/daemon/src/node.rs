@@ -205,13 +205,16 @@ impl Node {
             memory_free_bytes: figures.memory_total_bytes.saturating_sub(figures.memory_used_bytes),
             guests: u16::try_from(self.guests.borrow().values().filter(|guest| guest.is_foreign(self)).count()).unwrap_or(u16::MAX),
             away: u16::try_from(away).unwrap_or(u16::MAX),
+            closed: !self.config.node.accept_guests || self.closing.get(),
+            features: mosix_policy::Features::default(),
+            lag_mean_s: 0.0,
+            lag_min_s: 0.0,
         }
     }
 
     /// Takes in a record that came outside of gossip, with an answer.
     pub(crate) fn learn(&self, record: Record) {
-        let message = mosix_policy::Message { records: vec![record] };
-        self.window.borrow_mut().merge(&self.params, message, self.now_s());
+        self.window.borrow_mut().learn(&self.params, record, self.now_s());
     }
 
     /// Remembers a decision for `explain`.

@@ -8,9 +8,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::opportunity::marginal;
 use crate::params::Params;
 use crate::predict::{Figures, time_per_work};
-use crate::record::NodeId;
+use crate::process::{Candidate, Local, Move, Terms};
+use crate::record::{Features, NodeId};
+use crate::rotate::may_change_places;
+use crate::view::wastes_a_cpu;
 
 /// "May I send you this process?"
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +31,43 @@ pub struct Request {
     pub kappa: f64,
     /// Asked for by a user: only room is checked, not whether it pays off.
     pub manual: bool,
+    /// CPU features that it needs.
+    pub needs: Features,
+    /// Extra time per unit of work by talking to partners that are not at the sender ...
+    pub apart_here: f64,
+    /// ... and by those that are not at the target.
+    pub apart_there: f64,
+    /// What must hold for the move to make sense.
+    pub terms: Terms,
+}
+
+impl Request {
+    /// The request for a move that [`crate::decide`] found for `candidate`.
+    pub fn automatic(id: u64, local: &Local, candidate: &Candidate, action: &Move) -> Self {
+        Self {
+            id,
+            source: local.figures,
+            home: candidate.home,
+            memory_bytes: candidate.memory_bytes,
+            kappa: candidate.kappa,
+            manual: false,
+            needs: candidate.needs,
+            apart_here: candidate.apart(local.figures.node),
+            apart_there: candidate.apart(action.target),
+            terms: action.terms,
+        }
+    }
+
+    fn is_sane(&self) -> bool {
+        let terms = match self.terms {
+            Terms::Faster | Terms::Room | Terms::Idle => true,
+            Terms::Cheaper { cost_here, scale } => cost_here.is_finite() && scale.is_finite() && scale > 0.0,
+            Terms::Ahead { stayers_lag_s: lag_s, threshold_s } | Terms::Exchange { lag_s, threshold_s } => {
+                lag_s.is_finite() && threshold_s.is_finite() && threshold_s >= 0.0
+            }
+        };
+        terms && self.source.is_sane() && [self.kappa, self.apart_here, self.apart_there].iter().all(|x| x.is_finite())
+    }
 }
 
 /// The target's own state.
@@ -38,6 +79,12 @@ pub struct Own {
     pub incoming: u16,
     /// Whether this node takes guests at present. Processes of this home may always return.
     pub accepts_guests: bool,
+    /// What its CPUs can do.
+    pub features: Features,
+    /// Mean lag of its processes.
+    pub lag_mean_s: f64,
+    /// Lag of the one furthest ahead.
+    pub lag_min_s: f64,
 }
 
 /// Why a process is not taken.
@@ -67,6 +114,17 @@ pub enum Refusal {
         /// The same here.
         here: f64,
     },
+    /// By opportunity cost it would not be cheaper here.
+    NotCheaper {
+        /// Cost at the sender.
+        there: f64,
+        /// Cost here.
+        here: f64,
+    },
+    /// The processes here are not that far ahead, or too few.
+    NotAhead,
+    /// Its CPU lacks a feature that the process needs.
+    Features,
     /// The request's numbers cannot be true.
     Nonsense,
 }
@@ -84,6 +142,11 @@ impl fmt::Display for Refusal {
             Self::NoGain { there, here } => {
                 write!(f, "it would not run faster: {here:.3} s per s of work at the target, {there:.3} where it is")
             }
+            Self::NotCheaper { there, here } => {
+                write!(f, "it would not be cheaper: a cost of {here:.3} at the target, {there:.3} where it is")
+            }
+            Self::NotAhead => f.write_str("the processes there have not had more than their share, or no transfer fits in between"),
+            Self::Features => f.write_str("the target's CPU lacks a feature that the process needs"),
             Self::Nonsense => f.write_str("the request's figures cannot be true: check that both nodes run the same version"),
         }
     }
@@ -110,11 +173,14 @@ pub fn admit(params: &Params, own: &Own, request: &Request) -> Verdict {
 
 fn check(params: &Params, own: &Own, request: &Request) -> Result<(), Refusal> {
     let here = own.figures.node;
-    if !request.source.is_sane() || !own.figures.is_sane() || !request.kappa.is_finite() || request.source.node == here {
+    if !request.is_sane() || !own.figures.is_sane() || request.source.node == here {
         return Err(Refusal::Nonsense);
     }
     if !own.accepts_guests && request.home != here {
         return Err(Refusal::Closed);
+    }
+    if !own.features.covers(request.needs) {
+        return Err(Refusal::Features);
     }
     if own.incoming >= params.max_in {
         return Err(Refusal::Busy { incoming: own.incoming, max_in: params.max_in });
@@ -123,14 +189,39 @@ fn check(params: &Params, own: &Own, request: &Request) -> Result<(), Refusal> {
     if !after.memory_within(params.memory_limit) {
         return Err(Refusal::Memory { would_be_bytes: after.memory_used_bytes, total_bytes: after.memory_total_bytes });
     }
-    if request.manual {
-        return Ok(());
+    if request.manual { Ok(()) } else { pays_off(params, own, request, &after) }
+}
+
+/// Whether what the sender expects holds on the target's true state.
+fn pays_off(params: &Params, own: &Own, request: &Request, after: &Figures) -> Result<(), Refusal> {
+    let here = own.figures.node;
+    let home = |node| if request.home == node { 0.0 } else { request.kappa.max(0.0) };
+    match request.terms {
+        Terms::Room => Ok(()),
+        Terms::Idle => {
+            let fills = own.figures.has_free_cpu() && request.source.committed > request.source.cpus;
+            if fills { Ok(()) } else { Err(Refusal::NotAhead) }
+        }
+        Terms::Faster => {
+            let there_s = time_per_work(&request.source, home(request.source.node) + request.apart_here.max(0.0));
+            let here_s = time_per_work(after, home(here) + request.apart_there.max(0.0));
+            let wasteful = wastes_a_cpu(params, &request.source, &own.figures);
+            if there_s - here_s > params.margin && !wasteful { Ok(()) } else { Err(Refusal::NoGain { there: there_s, here: here_s }) }
+        }
+        Terms::Cheaper { cost_here: there, scale } => {
+            let drag = 1.0 + home(here) + request.apart_there.max(0.0);
+            let cost = drag * marginal(params, &own.figures, request.memory_bytes, scale);
+            let limit = there * (1.0 - params.opportunity_hysteresis);
+            if limit - cost > params.margin { Ok(()) } else { Err(Refusal::NotCheaper { there, here: cost }) }
+        }
+        Terms::Ahead { stayers_lag_s, threshold_s } => {
+            let quiet = own.incoming == 0;
+            let ahead = stayers_lag_s - own.lag_mean_s > threshold_s;
+            if quiet && ahead && may_change_places(params, &request.source, &own.figures) { Ok(()) } else { Err(Refusal::NotAhead) }
+        }
+        Terms::Exchange { lag_s, threshold_s } => {
+            let quiet = own.incoming == 0 && own.figures.committed > 0;
+            if quiet && lag_s - own.lag_min_s > threshold_s { Ok(()) } else { Err(Refusal::NotAhead) }
+        }
     }
-    let kappa_at = |node| if request.home == node { 0.0 } else { request.kappa };
-    let time_there = time_per_work(&request.source, kappa_at(request.source.node));
-    let time_here = time_per_work(&after, kappa_at(here));
-    if time_there - time_here <= params.margin {
-        return Err(Refusal::NoGain { there: time_there, here: time_here });
-    }
-    Ok(())
 }

@@ -87,6 +87,11 @@ impl Ledger {
         self.enter((from, id), Entry { memory_bytes, state: State::Reserved { until_s } })
     }
 
+    /// Whether a reservation or an arrival of that id is counted: the question is a repeat.
+    pub fn holds(&self, from: u32, id: u64) -> bool {
+        matches!(self.entries.get(&(from, id)).map(|e| e.state), Some(State::Reserved { .. } | State::Arrived { .. }))
+    }
+
     /// It runs here. False if there is no such reservation (its lease ran out): it must then not be let in.
     pub fn arrive(&mut self, from: u32, id: u64, now_s: f64) -> bool {
         match self.entries.get_mut(&(from, id)).map(|e| &mut e.state) {

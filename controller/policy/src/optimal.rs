@@ -44,6 +44,25 @@ pub fn bound_s(k: u32, nodes: u32, work_s: f64) -> f64 {
     (f64::from(k) * work_s / f64::from(nodes)).max(work_s)
 }
 
+/// The least time in which processes of these CPU seconds can all end on single CPUs of these speeds, with free preemption and
+/// migration by somebody who knows all lengths (Horvath, Lam, Sethi 1977): no `k` longest processes can get more than the
+/// `k` fastest CPUs give, and all together no more than all CPUs. 0 without processes, infinite without speed.
+pub fn clairvoyant_s(works_s: &[f64], speeds: &[f64]) -> f64 {
+    let (mut works, mut speeds) = (works_s.to_vec(), speeds.to_vec());
+    works.sort_by(|a, b| b.total_cmp(a));
+    speeds.sort_by(|a, b| b.total_cmp(a));
+    let total: f64 = speeds.iter().fold(0.0, |sum, s| sum + s);
+    let (mut work, mut speed, mut bound_s) = (0.0, 0.0, 0.0_f64);
+    for (i, one) in works.iter().enumerate() {
+        work += one;
+        speed += speeds.get(i).copied().unwrap_or(0.0);
+        if i < speeds.len() {
+            bound_s = bound_s.max(work / speed);
+        }
+    }
+    if works.is_empty() { 0.0 } else { bound_s.max(work / total) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +97,22 @@ mod tests {
             assert!((greedy_s(k, 16, 300.0) - greedy).abs() < 1e-6, "greedy {k}: {}", greedy_s(k, 16, 300.0));
             assert!((bound_s(k, 16, 300.0) - bound).abs() < 1e-9, "bound {k}: {}", bound_s(k, 16, 300.0));
         }
+    }
+
+    #[test]
+    fn the_clairvoyant_optimum_is_the_bound_on_equal_nodes() {
+        for (k, _, bound) in ROWS {
+            let found = clairvoyant_s(&vec![300.0; k as usize], &[1.0; 16]);
+            assert!((found - bound).abs() < 1e-9, "{k}: {found}");
+        }
+        let mut speeds = vec![1.0; 12];
+        speeds.extend([1.0 / 3.0; 4]);
+        for (k, optimum) in [(12, 300.0), (20, 450.0), (28, 630.0)] {
+            let found = clairvoyant_s(&vec![300.0; k], &speeds);
+            assert!((found - optimum).abs() < 1e-6, "{k}: {found}");
+        }
+        assert_eq!(clairvoyant_s(&[], &[1.0]), 0.0);
+        assert!(clairvoyant_s(&[1.0], &[]).is_infinite());
     }
 
     #[test]

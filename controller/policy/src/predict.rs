@@ -42,6 +42,11 @@ impl Figures {
         self
     }
 
+    /// Whether another process would leave the others on this node as fast as they are: a CPU is free.
+    pub fn has_free_cpu(&self) -> bool {
+        self.committed < self.cpus
+    }
+
     /// Whether committed memory is within `limit` (a share of the total).
     pub fn memory_within(&self, limit: f64) -> bool {
         self.memory_used_bytes as f64 <= limit * self.memory_total_bytes as f64
@@ -55,6 +60,11 @@ pub fn time_per_work(node: &Figures, kappa: f64) -> f64 {
     let fill = node.memory_used_bytes as f64 / node.memory_total_bytes.max(1) as f64;
     let paging = 1.0 + THRASHING * (fill - 1.0).max(0.0);
     (1.0 + kappa.max(0.0)) * paging / (node.speed * share)
+}
+
+/// What one process gets there, in CPU seconds of speed 1 for each second.
+pub fn rate(node: &Figures) -> f64 {
+    1.0 / time_per_work(node, 0.0)
 }
 
 /// Normalised load: committed processes for each unit of CPU speed. Ranks nodes; never compare it for equality.

@@ -17,9 +17,25 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Most records in a message by default. In postcard a record takes 60 bytes at the very most, so that such a message
-/// always fits a sealed datagram of 1400 bytes.
-pub const MAX_RECORDS: usize = 22;
+/// CPU features, a bit for each: of a node those that it has, of a process those that it needs. What a bit stands for is
+/// the callers' affair, as long as all nodes agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Features(pub u32);
+
+impl Features {
+    /// Whether a node that has these can run a process that needs those.
+    pub fn covers(self, needed: Self) -> bool {
+        needed.0 & !self.0 == 0
+    }
+}
+
+/// Most records in a message by default. In postcard a record takes 74 bytes at the very most, so that such a message,
+/// its [`Death`]s included, always fits a sealed datagram of 1400 bytes.
+pub const MAX_RECORDS: usize = 17;
+
+/// Most deaths in a message.
+pub const MAX_DEATHS: usize = 4;
 
 /// One node at one moment. Carries an age, not a time: nodes' clocks need not agree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +64,14 @@ pub struct Record {
     pub guests: u16,
     /// Processes of that home which run elsewhere.
     pub away: u16,
+    /// It takes no guests at present: only its own processes may be sent there.
+    pub closed: bool,
+    /// What its CPUs can do.
+    pub features: Features,
+    /// Mean lag of its processes, in CPU seconds of speed 1 ([`crate::lag`]). 0 without processes.
+    pub lag_mean_s: f32,
+    /// Least lag of its processes: of the one that is furthest ahead.
+    pub lag_min_s: f32,
 }
 
 impl Record {
@@ -70,13 +94,48 @@ impl Record {
 
     /// Whether its figures can be true. A record that cannot is dropped: it would poison every prediction.
     pub fn is_sane(&self) -> bool {
-        self.figures().is_sane() && self.load.is_finite() && self.load >= 0.0 && self.memory_free_bytes <= self.memory_total_bytes
+        self.figures().is_sane()
+            && self.load.is_finite()
+            && self.load >= 0.0
+            && self.memory_free_bytes <= self.memory_total_bytes
+            && self.lag_mean_s.is_finite()
+            && self.lag_min_s.is_finite()
+    }
+}
+
+/// News that a node is gone: it left, or did not answer when it was called. It holds for all records of the node up to a
+/// version; a later one, of the restarted node or of one that was only slow, refutes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// Who.
+    pub node: NodeId,
+    /// The last version that was known of it.
+    pub incarnation: u32,
+    /// The same.
+    pub seq: u32,
+    /// In how many more messages each carrier passes it on, ahead of other news.
+    pub priority: u8,
+}
+
+impl Death {
+    /// Which records it ends: those up to this one.
+    pub fn version(&self) -> (u32, u32) {
+        (self.incarnation, self.seq)
     }
 }
 
 /// One gossip message: the sender's own record first, then others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// At most [`crate::Params::max_records`], one for each node.
     pub records: Vec<Record>,
+    /// At most [`MAX_DEATHS`].
+    pub deaths: Vec<Death>,
+}
+
+impl From<Record> for Message {
+    /// A message of one record, as answers carry it.
+    fn from(record: Record) -> Self {
+        Self { records: vec![record], deaths: Vec::new() }
+    }
 }

@@ -135,6 +135,11 @@ fn request_for(node: &Node, pid: i32, source: NodeId, manual: bool) -> Request {
         memory_bytes: deputy_rss.filter(|bytes| *bytes > 0).or(rss).unwrap_or(0),
         kappa: KAPPA,
         manual,
+        needs: mosix_policy::Features::default(),
+        apart_here: 0.0,
+        apart_there: 0.0,
+        // A move by another rule brings its own terms with the wish or the order; so far only balance does.
+        terms: mosix_policy::Terms::Faster,
     }
 }
 

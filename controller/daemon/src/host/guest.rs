@@ -291,6 +291,9 @@ impl Run {
             figures: self.node.figures(),
             incoming: self.node.ledger.borrow().incoming(),
             accepts_guests: self.node.config.node.accept_guests && !self.node.closing.get(),
+            features: mosix_policy::Features::default(),
+            lag_mean_s: 0.0,
+            lag_min_s: 0.0,
         };
         if let Verdict::Refuse(why) = admit(&self.node.params, &own, &self.request) {
             return Err(format!("{}: {why}", self.node.identity.name()));

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use mosix_policy::{
-    Candidate, Figures, Ledger, Local, NodeId, Own, Params, Record, Request, Verdict, Window, admit, decide, pick_peer, time_per_work,
+    Candidate, Features, Figures, Ledger, Local, NodeId, Own, Params, Record, Request, Stance, Terms, Verdict, Window, admit, decide,
+    pick_peer, time_per_work,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -133,6 +134,10 @@ impl Cluster {
             memory_free_bytes: f.memory_total_bytes - f.memory_used_bytes,
             guests: 0,
             away: 0,
+            closed: false,
+            features: Features(u32::MAX),
+            lag_mean_s: 0.0,
+            lag_min_s: 0.0,
         }
     }
 
@@ -141,7 +146,7 @@ impl Cluster {
         let records = vec![self.record(i)];
         let now_s = self.now_s();
         for node in &mut self.nodes {
-            node.window.merge(&self.params, mosix_policy::Message { records: records.clone() }, now_s);
+            node.window.merge(&self.params, mosix_policy::Message { deaths: Vec::new(), records: records.clone() }, now_s);
         }
     }
 
@@ -223,9 +228,19 @@ impl Cluster {
             cost_s: p.cost_s,
             in_flight: flying.contains(&p.key),
             pinned: false,
+            needs: Features(0),
+            lag_s: 0.0,
+            restless: 0.0,
+            partners: Vec::new(),
         });
         let ledger = &self.nodes[i].ledger;
-        Local { figures: self.figures(i), incoming: ledger.incoming(), outgoing: ledger.outgoing(), candidates: candidates.collect() }
+        Local {
+            figures: self.figures(i),
+            incoming: ledger.incoming(),
+            outgoing: ledger.outgoing(),
+            stance: Stance::Open,
+            candidates: candidates.collect(),
+        }
     }
 
     fn balance(&mut self, i: usize) {
@@ -251,8 +266,26 @@ impl Cluster {
     fn ask(&mut self, from: usize, to: usize, process: &Process) -> bool {
         self.next_id += 1;
         let (id, memory_bytes, now_s) = (self.next_id, GIB / 1024, self.now_s());
-        let own = Own { figures: self.figures(to), incoming: self.nodes[to].ledger.incoming(), accepts_guests: true };
-        let request = Request { id, source: self.figures(from), home: process.home, memory_bytes, kappa: process.kappa, manual: false };
+        let own = Own {
+            figures: self.figures(to),
+            incoming: self.nodes[to].ledger.incoming(),
+            accepts_guests: true,
+            features: Features(u32::MAX),
+            lag_mean_s: 0.0,
+            lag_min_s: 0.0,
+        };
+        let request = Request {
+            id,
+            source: self.figures(from),
+            home: process.home,
+            memory_bytes,
+            kappa: process.kappa,
+            manual: false,
+            needs: Features(0),
+            apart_here: 0.0,
+            apart_there: 0.0,
+            terms: Terms::Faster,
+        };
         let accepted = !self.handshake || admit(&self.params, &own, &request) == Verdict::Accept;
         if accepted {
             let home = process.home;
@@ -270,7 +303,7 @@ impl Cluster {
         }
         if self.handshake {
             let records = vec![self.record(to)];
-            self.nodes[from].window.merge(&self.params, mosix_policy::Message { records }, now_s);
+            self.nodes[from].window.merge(&self.params, mosix_policy::Message { records, deaths: Vec::new() }, now_s);
         } else {
             self.nodes[from].window.bump(NodeId(to as u32), memory_bytes);
         }
