@@ -10,6 +10,7 @@ use mosix_pages::precopy::Goal;
 use serde::{Deserialize, Serialize};
 
 use crate::carry::send::Pages;
+use crate::protocol::Lease;
 
 /// The whole file. Unknown keys are errors, so that a misspelt one is found by `--check-config`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -91,13 +92,15 @@ pub(crate) struct Timing {
     pub(crate) move_ms: u64,
     /// For copying memory while the process runs.
     pub(crate) copy_ms: u64,
+    /// A guest whose home is silent for so long is ended; home waits half as long again.
+    pub(crate) lease_ms: u64,
     /// For a clean stop: waiting for processes whose home this is.
     pub(crate) stop_ms: u64,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { period_ms: 1000, connect_ms: 5000, move_ms: 60_000, copy_ms: 600_000, stop_ms: 30_000 }
+        Self { period_ms: 1000, connect_ms: 5000, move_ms: 60_000, copy_ms: 600_000, lease_ms: 10_000, stop_ms: 30_000 }
     }
 }
 
@@ -219,6 +222,9 @@ impl Config {
         if !(10..=3_600_000).contains(&self.timing.period_ms) {
             bail!("timing.period_ms = {} is not between 10 and 3600000", self.timing.period_ms);
         }
+        if !Lease::BOUNDS_MS.contains(&self.timing.lease_ms) {
+            bail!("timing.lease_ms = {} is not between {} and {}", self.timing.lease_ms, Lease::BOUNDS_MS.start(), Lease::BOUNDS_MS.end());
+        }
         if self.moving.rounds == 0 || !(self.moving.factor >= 1.0) || self.moving.limit_mib_per_s == Some(0) {
             bail!(
                 "moving.rounds and moving.factor must be at least 1, moving.limit_mib_per_s above 0; to copy nothing beforehand set moving.precopy = false"
@@ -245,6 +251,10 @@ impl Config {
 
     pub(crate) fn move_timeout(&self) -> Duration {
         Duration::from_millis(self.timing.move_ms)
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        Lease::new(self.timing.lease_ms)
     }
 
     pub(crate) fn copy_timeout(&self) -> Duration {
@@ -318,6 +328,7 @@ mod tests {
             "[timing]\nperiod_ms = 1",
             "[policy]\nmax_in = 0",
             "[moving]\nrounds = 0",
+            "[timing]\nlease_ms = 5",
             "[moving]\nfactor = 0.5",
             "[moving]\ntrack = \"guess\"",
             "[node]\nguest_cgroups = [\"/nonexistent\"]",

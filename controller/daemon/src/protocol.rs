@@ -24,12 +24,42 @@ use serde::{Deserialize, Serialize};
 /// Longest message of these streams: one of the agent's with its wrapping.
 pub(crate) const MAX_MESSAGE_BYTES: usize = mosix_guest::MAX_MESSAGE_BYTES + 1024;
 
-/// Each side says something at least this often.
-pub(crate) const BEAT: Duration = Duration::from_secs(1);
-/// A holder that has not heard from home for so long kills the guest.
-pub(crate) const LEASE: Duration = Duration::from_secs(10);
-/// Home counts a holder as gone after so long: longer than the lease, so that no guest runs on unseen.
-pub(crate) const HOME_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the two ends of a group stream wait for each other. Home chooses, and tells the holder in its offer: both must go by the same, or a
+/// guest could run on that home has given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    ms: u64,
+}
+
+impl Lease {
+    /// Below, a busy machine would lose guests; above, a lost node would keep them too long.
+    pub(crate) const BOUNDS_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
+
+    /// Out of bounds it is the nearest that is not.
+    pub(crate) fn new(ms: u64) -> Self {
+        Self { ms: ms.clamp(*Self::BOUNDS_MS.start(), *Self::BOUNDS_MS.end()) }
+    }
+
+    /// As it came from another node.
+    pub(crate) fn checked(self) -> Self {
+        Self::new(self.ms)
+    }
+
+    /// A holder that has not heard from home for so long kills the guest.
+    pub(crate) fn guest(self) -> Duration {
+        Duration::from_millis(self.ms)
+    }
+
+    /// Home counts a holder as gone after so long: longer than the lease, so that no guest runs on unseen.
+    pub(crate) fn home(self) -> Duration {
+        Duration::from_millis(self.ms + self.ms / 2)
+    }
+
+    /// Each side says something at least this often.
+    pub(crate) fn beat(self) -> Duration {
+        Duration::from_millis(self.ms / 10)
+    }
+}
 
 /// First message of a stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,6 +82,7 @@ pub(crate) struct Offer {
     /// For the policy.
     pub(crate) request: Request,
     pub(crate) process: Process,
+    pub(crate) lease: Lease,
 }
 
 /// The process, as the other end must know it.
@@ -166,4 +197,17 @@ pub(crate) enum ImageFrame {
     File { name: String, bytes: u64 },
     /// All files are there.
     End { carried: Carried },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_waits_longer_than_any_holder() {
+        for ms in [0, 1_000, 10_000, u64::MAX] {
+            let lease = Lease { ms }.checked();
+            assert!(lease.home() > lease.guest() + lease.beat() && lease.guest() > 5 * lease.beat(), "{lease:?}");
+        }
+    }
 }

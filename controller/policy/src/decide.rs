@@ -153,7 +153,7 @@ fn by_choice(params: &Params, local: &Local, view: &View<'_>, explanation: &mut 
         Objective::OpportunityCost => cheaper(params, local, view, &able),
     };
     if offers.is_empty() && params.rotation && local.incoming == 0 && local.outgoing == 0 {
-        return rotate::fill(params, local, view, &able, explanation)
+        return rotate::fill(local, view, &able, explanation)
             .or_else(|| rotate::rotate(params, local, view, &able, explanation))
             .or_else(|| rotate::swap(params, local, view, &able, explanation));
     }

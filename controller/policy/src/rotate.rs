@@ -20,7 +20,7 @@ pub(crate) fn may_change_places(params: &Params, from: &crate::Figures, to: &cra
     !to.has_free_cpu() && there < here - params.margin && more <= here + params.margin
 }
 
-pub(crate) fn fill(params: &Params, local: &Local, view: &View<'_>, able: &[&Candidate], explanation: &mut Explanation) -> Option<Move> {
+pub(crate) fn fill(local: &Local, view: &View<'_>, able: &[&Candidate], explanation: &mut Explanation) -> Option<Move> {
     if local.figures.committed <= local.figures.cpus {
         return None;
     }

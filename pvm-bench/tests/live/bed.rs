@@ -60,7 +60,9 @@ impl Bed {
         let id = format!("l-{name}-{}", std::process::id());
         let spec = LabSpec { id: id.clone(), run_dir: dir.path().join("run"), nodes, speed: 0.2, ..LabSpec::default() };
         let lab = Lab::up(&spec).unwrap();
-        let spec = ClusterSpec { period_ms: 100, balance, ..ClusterSpec::default() };
+        // Tests that cut links wait for leases.
+        let config = vec!["timing.lease_ms=4000".parse().unwrap()];
+        let spec = ClusterSpec { period_ms: 100, balance, config, ..ClusterSpec::default() };
         let cluster = Cluster::boot(&lab, &spec, &StopFlag::default()).unwrap();
         Some(Self { cluster, lab, dir, id })
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::deputy::Event;
 use crate::node::Node;
-use crate::protocol::{BEAT, FromHolder, HOME_PATIENCE, MAX_MESSAGE_BYTES, Offer, Opening, ToHolder};
+use crate::protocol::{FromHolder, Lease, MAX_MESSAGE_BYTES, Offer, Opening, ToHolder};
 
 /// Messages that may wait for the network.
 const QUEUE: usize = 512;
@@ -32,11 +32,11 @@ impl Link {
     /// Connects in the background and sends the offer; all news goes to `events`.
     pub(crate) fn open(node: &Rc<Node>, target: String, offer: Offer, events: mpsc::Sender<Event>) -> Self {
         let (messages, queue) = mpsc::channel(QUEUE);
-        let stamp = offer.stamp;
+        let (stamp, lease) = (offer.stamp, offer.lease);
         let node = node.clone();
         tokio::task::spawn_local(async move {
             let why = match connect(&node, &target, offer).await {
-                Ok(stream) => relay(stream, stamp, queue, &events).await,
+                Ok(stream) => relay(stream, stamp, lease, queue, &events).await,
                 Err(error) => format!("{error:#}"),
             };
             let _ = events.send(Event::Link(stamp, LinkNews::Lost { why })).await;
@@ -61,18 +61,18 @@ async fn connect(node: &Node, target: &str, offer: Offer) -> Result<Stream> {
     Ok(stream)
 }
 
-async fn relay(stream: Stream, stamp: Stamp, queue: mpsc::Receiver<ToHolder>, events: &mpsc::Sender<Event>) -> String {
+async fn relay(stream: Stream, stamp: Stamp, lease: Lease, queue: mpsc::Receiver<ToHolder>, events: &mpsc::Sender<Event>) -> String {
     let (reader, writer) = tokio::io::split(stream);
     tokio::select! {
-        why = read(reader, stamp, events) => why,
-        why = write(writer, queue) => why,
+        why = read(reader, stamp, lease, events) => why,
+        why = write(writer, lease, queue) => why,
     }
 }
 
-async fn read(mut reader: ReadHalf<Stream>, stamp: Stamp, events: &mpsc::Sender<Event>) -> String {
+async fn read(mut reader: ReadHalf<Stream>, stamp: Stamp, lease: Lease, events: &mpsc::Sender<Event>) -> String {
     loop {
-        let Ok(result) = tokio::time::timeout(HOME_PATIENCE, frame::read_frame(&mut reader, MAX_MESSAGE_BYTES)).await else {
-            return format!("silent for {} s", HOME_PATIENCE.as_secs());
+        let Ok(result) = tokio::time::timeout(lease.home(), frame::read_frame(&mut reader, MAX_MESSAGE_BYTES)).await else {
+            return format!("silent for {} ms", lease.home().as_millis());
         };
         match result {
             Ok(FromHolder::Beat) => {}
@@ -86,9 +86,9 @@ async fn read(mut reader: ReadHalf<Stream>, stamp: Stamp, events: &mpsc::Sender<
     }
 }
 
-async fn write(mut writer: WriteHalf<Stream>, mut queue: mpsc::Receiver<ToHolder>) -> String {
+async fn write(mut writer: WriteHalf<Stream>, lease: Lease, mut queue: mpsc::Receiver<ToHolder>) -> String {
     loop {
-        let message = match tokio::time::timeout(BEAT, queue.recv()).await {
+        let message = match tokio::time::timeout(lease.beat(), queue.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(_) => ToHolder::Beat,

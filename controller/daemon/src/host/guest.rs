@@ -24,7 +24,7 @@ use crate::agent::Agent;
 use crate::carry::receive::{WindowOrder, Windows, make_store, receive};
 use crate::carry::{files, send::Sent};
 use crate::node::Node;
-use crate::protocol::{BEAT, FromHolder, LEASE, MAX_MESSAGE_BYTES, Offer, Process, ToHolder};
+use crate::protocol::{FromHolder, Lease, MAX_MESSAGE_BYTES, Offer, Process, ToHolder};
 
 /// Events and messages that may wait.
 const QUEUE: usize = 512;
@@ -96,7 +96,8 @@ pub(super) struct Run {
 pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Offer) {
     let (events, mut queue) = mpsc::channel(QUEUE);
     let (to_home, outgoing) = mpsc::channel(QUEUE);
-    let Offer { stamp, source, request, process } = offer;
+    let Offer { stamp, source, request, process, lease } = offer;
+    let lease = lease.checked();
     let is_known = node.guests.borrow().get(&stamp.group).is_some_and(|guest| guest.stamp.epoch >= stamp.epoch);
     let freezer = Freezer::create(node.freezer_root.join(format!("guest-{:x}-{}", stamp.group, stamp.epoch)));
     let (Ok(freezer), false) = (freezer, is_known) else {
@@ -116,8 +117,8 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
     node.guests.borrow_mut().insert(stamp.group, handle);
     let images_dir = node.images_dir("guest", stamp.group, stamp.epoch);
     let (reader, writer) = tokio::io::split(stream);
-    let listening = tokio::task::spawn_local(listen(reader, events.clone()));
-    let speaking = tokio::task::spawn_local(speak(writer, outgoing));
+    let listening = tokio::task::spawn_local(listen(reader, lease, events.clone()));
+    let speaking = tokio::task::spawn_local(speak(writer, lease, outgoing));
     let machine = Destination::new(stamp.group, stamp.epoch.saturating_sub(1));
     let mut run = Run {
         node,
@@ -149,9 +150,9 @@ pub(crate) async fn run(node: Rc<Node>, stream: Stream, home: String, offer: Off
     run.clean_up(speaking).await;
 }
 
-async fn listen(mut reader: ReadHalf<Stream>, events: mpsc::Sender<Event>) {
+async fn listen(mut reader: ReadHalf<Stream>, lease: Lease, events: mpsc::Sender<Event>) {
     let why = loop {
-        match tokio::time::timeout(LEASE, frame::read_frame(&mut reader, MAX_MESSAGE_BYTES)).await {
+        match tokio::time::timeout(lease.guest(), frame::read_frame(&mut reader, MAX_MESSAGE_BYTES)).await {
             Ok(Ok(ToHolder::Beat)) => {}
             Ok(Ok(message)) => {
                 if events.send(Event::Home(message)).await.is_err() {
@@ -159,15 +160,15 @@ async fn listen(mut reader: ReadHalf<Stream>, events: mpsc::Sender<Event>) {
                 }
             }
             Ok(Err(error)) => break error.to_string(),
-            Err(_) => break format!("home is silent for {} s", LEASE.as_secs()),
+            Err(_) => break format!("home is silent for {} ms", lease.guest().as_millis()),
         }
     };
     let _ = events.send(Event::LinkLost(why)).await;
 }
 
-async fn speak(mut writer: WriteHalf<Stream>, mut outgoing: mpsc::Receiver<FromHolder>) {
+async fn speak(mut writer: WriteHalf<Stream>, lease: Lease, mut outgoing: mpsc::Receiver<FromHolder>) {
     loop {
-        let message = match tokio::time::timeout(BEAT, outgoing.recv()).await {
+        let message = match tokio::time::timeout(lease.beat(), outgoing.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(_) => FromHolder::Beat,

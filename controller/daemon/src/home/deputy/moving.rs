@@ -15,7 +15,7 @@ use super::super::stdio::{Stdio, TERMINAL};
 use super::super::{MoveOrder, Stay, plan_of, same_plan};
 use super::{Event, Run};
 use crate::host::drop_later;
-use crate::protocol::{HOME_PATIENCE, Offer, Process, ToHolder};
+use crate::protocol::{Offer, Process, ToHolder};
 use crate::sys;
 
 impl Run {
@@ -165,9 +165,9 @@ impl Run {
             pid = self.plan.pid,
             "the link broke while the move was being committed: waiting until the target has certainly given up"
         );
-        let (events, stamp) = (self.events.clone(), self.machine.stamp());
+        let (events, stamp, limit) = (self.events.clone(), self.machine.stamp(), self.node.config.lease().home());
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(HOME_PATIENCE).await;
+            tokio::time::sleep(limit).await;
             let _ = events.send(Event::Fenced(stamp)).await;
         });
     }
@@ -195,6 +195,7 @@ impl Run {
             stamp: self.machine.stamp(),
             source: self.node.name_of(info.node),
             request: request?,
+            lease: self.node.config.lease(),
             process: Process {
                 pid: self.plan.pid,
                 ppid: self.plan.ppid.max(1),
