@@ -58,10 +58,17 @@ struct Args {
     /// Check the configuration, the cluster folder and the helper programs, and end.
     #[arg(long)]
     check_config: bool,
+    /// What the daemon starts itself with, see `carry::follow`.
+    #[arg(long, hide = true, value_name = "PID")]
+    take_userfaultfd: Option<i32>,
 }
 
 fn main() -> ExitCode {
-    match start(&Args::parse()) {
+    let args = Args::parse();
+    if let Some(pid) = args.take_userfaultfd {
+        return carry::follow::helper(pid);
+    }
+    match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mosixd: {error:#}");

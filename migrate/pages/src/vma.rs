@@ -11,6 +11,9 @@ use crate::range::Range;
 /// Most mappings of a process that are looked at; beyond twice the kernel's default limit something is wrong.
 pub const MAX_VMAS: usize = 1 << 17;
 
+/// The mapping of the code that CRIU runs in a process while it dumps it, as seen by who looks meanwhile. It is gone before the process goes on.
+const CRIUS_OWN: &str = "/memfd:CRIUMFD";
+
 /// The `VmFlags` that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flags {
@@ -175,12 +178,17 @@ fn same_kind(one: &Vma, other: &Vma) -> bool {
 fn parse(text: &[u8]) -> io::Result<Vec<Vma>> {
     let text = String::from_utf8_lossy(text);
     let mut vmas: Vec<Vma> = Vec::new();
+    let mut foreign = false;
     for line in text.lines() {
         if let Some(words) = line.strip_prefix("VmFlags:") {
-            if let Some(vma) = vmas.last_mut() {
+            if let Some(vma) = vmas.last_mut().filter(|_| !foreign) {
                 vma.flags = Some(Flags::parse(words));
             }
         } else if let Some(vma) = parse_line(line) {
+            foreign = vma.name.starts_with(CRIUS_OWN);
+            if foreign {
+                continue;
+            }
             if vmas.len() == MAX_VMAS {
                 return Err(io::Error::other(format!("more than {MAX_VMAS} mappings")));
             }
@@ -240,6 +248,13 @@ VmFlags: rd mr pf io de dd
 VmFlags: rd ex mr mw me de
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 ";
+
+    #[test]
+    fn what_criu_maps_for_its_dump_is_not_the_programs() {
+        let own =
+            "7f0000000000-7f0000002000 rwxs 00000000 00:01 99                        /memfd:CRIUMFD (deleted)\nVmFlags: rd wr ex sh\n";
+        assert_eq!(parse(format!("{SMAPS}{own}").as_bytes()).unwrap(), parse(SMAPS.as_bytes()).unwrap());
+    }
 
     #[test]
     fn classes() {

@@ -40,6 +40,13 @@ pub(crate) fn send(stream: &mut impl Write, dir: &Path) -> Result<u64> {
     Ok(total)
 }
 
+/// How many processes the images in a folder are of.
+pub(crate) fn processes(dir: &Path) -> Result<usize> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let is_core = |name: &str| name.strip_prefix("pagemap-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    Ok(entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_core)).count())
+}
+
 /// Says that all files have been sent.
 pub(crate) fn end(stream: &mut impl Write, carried: Carried) -> Result<()> {
     mosix_guest::send(stream, &ImageFrame::End { carried })?;

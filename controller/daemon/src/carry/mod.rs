@@ -15,6 +15,7 @@
 //! agent. Without pages (one of the two CRIUs is not patched) the images hold the memory, and all of it is sent in the blackout.
 
 pub(crate) mod files;
+pub(crate) mod follow;
 pub(crate) mod receive;
 pub(crate) mod send;
 

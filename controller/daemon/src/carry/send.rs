@@ -17,7 +17,7 @@ use mosix_pages::{Options, Outlet, OutletOptions, Source, TrackKind};
 use mosix_wire::blocking::BlockingStream;
 use mosix_wire::control::{Downtime, Round};
 
-use super::{Form, files};
+use super::{Form, files, follow};
 
 /// What is sent is gathered up to so much: one TLS record and one system call for many small frames.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -105,7 +105,7 @@ pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check, a
     };
     let outlet = OutletOptions { limit_bytes_per_s: pages.limit_bytes_per_s, ..OutletOptions::default() };
     let mut copying = Copying {
-        source: Source::start(&[pid], Options { track: pages.track, ..Options::default() })?,
+        source: Source::start(&[pid], Options { track: pages.track, take: Some(follow::take), ..Options::default() })?,
         outlet: Outlet::new(vec![link], &outlet).context("cannot begin to send pages")?,
     };
     let mut record = Downtime::default();
@@ -257,6 +257,9 @@ impl<'scope> Stages<'scope, '_> {
 
     /// The images are complete and the process is frozen.
     fn finish(&mut self, mut copying: Copying) -> Result<(Link, Source)> {
+        if files::processes(self.dir)? != 1 {
+            return Err(anyhow!("it has started a process meanwhile: try again"));
+        }
         copying.source.after_dump(&mut copying.outlet)?;
         copying.source.end(&mut copying.outlet)?;
         self.record.page_bytes = copying.outlet.counters().wire_bytes;

@@ -483,6 +483,11 @@ impl Run {
         }
     }
 
+    /// How many processes it is by now.
+    pub(super) fn processes(&self) -> usize {
+        self.freezer.members().len()
+    }
+
     /// Without its socket the agent ends, and the kernel ends all that is in its namespace.
     fn dismiss_agent(&mut self) {
         if let Some(agent) = self.agent.take() {

@@ -133,6 +133,8 @@ impl Run {
         files::make_dir(&dir)?;
         let pid = self.info.borrow().outer_pid.context("the guest has just ended")?;
         let agent = self.agent.as_ref().context("the guest has just ended")?.sender();
+        // Only single processes are followed; if it has children, all memory goes with the images.
+        let pages = pages && self.processes() == 1;
         let pages = self.node.kerndat.clone().ok().filter(|_| pages).map(|kerndat| config.moving.pages(kerndat));
         let parcel = Parcel { link, dir: dir.clone(), pid, inner_pid: self.process.pid, pages };
         let (news, from_agent) = channel();

@@ -9,7 +9,7 @@ use super::{Outlet, RoundFigures, SourceError};
 use crate::ledger::{Ledger, Plan};
 use crate::pagemap::Pagemap;
 use crate::range::{Range, RangeMap};
-use crate::track::{self, Found, Kind, Tracker};
+use crate::track::{self, Found, Kind, Take, Tracker};
 use crate::vma::{self, Class, Vma};
 use crate::window::{Dest, Shape, Window, choose};
 use crate::wire::Run;
@@ -25,6 +25,7 @@ pub(super) struct Member {
     /// Start time: tells it from a later process of the same number.
     born: u64,
     forced: Option<Kind>,
+    take: Option<Take>,
     tracker: Box<dyn Tracker>,
     restarts: u32,
     ledger: Ledger,
@@ -41,9 +42,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn start(pid: i32, process: u16, forced: Option<Kind>) -> Result<Member, SourceError> {
+    pub(super) fn start(pid: i32, process: u16, forced: Option<Kind>, take: Option<Take>) -> Result<Member, SourceError> {
         let born = born(pid).ok_or(SourceError::Gone { pid })?;
-        let tracker = track::start(pid, forced).map_err(failed(pid, "cannot be tracked"))?;
+        let tracker = track::start(pid, forced, take).map_err(failed(pid, "cannot be tracked"))?;
         let hashes = (tracker.kind() == Kind::Content).then(Mutex::default);
         Ok(Member {
             pid,
@@ -51,6 +52,7 @@ impl Member {
             announced: false,
             born,
             forced,
+            take,
             tracker,
             restarts: 0,
             ledger: Ledger::default(),
@@ -85,7 +87,7 @@ impl Member {
         self.check_alive()?;
         if self.tracker.is_blind() && self.restarts < MAX_RESTARTS {
             self.restarts += 1;
-            self.tracker = track::start(self.pid, self.forced).map_err(failed(self.pid, "cannot be tracked any more"))?;
+            self.tracker = track::start(self.pid, self.forced, self.take).map_err(failed(self.pid, "cannot be tracked any more"))?;
             self.hashes = (self.tracker.kind() == Kind::Content).then(Mutex::default);
             self.ledger.clear();
             self.vmas.clear(); // another program: nothing is known of its flags
@@ -142,13 +144,18 @@ impl Member {
         Ok(jobs)
     }
 
-    /// Once more what goes to the store.
-    pub(super) fn store_changes(&mut self, figures: &mut RoundFigures) -> Result<Vec<Job>, SourceError> {
+    /// Once more what goes to the store, and all code: CRIU writes a system call into the first code it finds, even into code in a window, and puts
+    /// back what was there. The last look may have come in between.
+    pub(super) fn changes_by_dump(&mut self, figures: &mut RoundFigures) -> Result<Vec<Job>, SourceError> {
         self.check_alive()?;
-        let stored = self.plan.areas.iter().filter(|planned| planned.dest == Dest::Store);
-        let areas: Vec<_> = stored.map(|planned| planned.area).collect();
+        let is_code = |range: Range| self.vmas.iter().any(|vma| vma.exec && vma.range.overlap(range).is_some());
+        let again = self.plan.areas.iter().filter(|planned| planned.dest == Dest::Store || is_code(planned.area.range));
+        let areas: Vec<_> = again.map(|planned| planned.area).collect();
         let found = self.tracker.last(&areas, self.ledger.reported()).map_err(failed(self.pid, "finding changed pages"))?;
-        self.present.retain(|run| run.dest != Dest::Store);
+        let mut present: RangeMap<Dest> = RangeMap::default();
+        self.present.iter().for_each(|run| present.insert(run.range, run.dest));
+        areas.iter().map(|area| area.range).chain(self.vdso_sent).for_each(|range| present.remove(range));
+        self.present = present.iter().map(|(range, dest)| Run { range, dest }).collect();
         Ok(self.take(found, figures))
     }
 

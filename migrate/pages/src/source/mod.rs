@@ -26,7 +26,7 @@ use member::Member;
 pub use outlet::{Outlet, OutletOptions};
 use segment::Segments;
 
-use crate::track::Kind;
+use crate::track::{Kind, Take};
 use crate::window::Shape;
 use crate::wire::{Counters, Kind as Mark, Run};
 
@@ -38,6 +38,8 @@ pub const MAX_PROCESSES: usize = 1024;
 pub struct Options {
     /// The way of tracking; `None`: the best that works.
     pub track: Option<Kind>,
+    /// Who gets userfaultfds; `None`: this process does.
+    pub take: Option<Take>,
     /// Of what shape windows are.
     pub shape: Shape,
     /// Pages the receiver has of an earlier visit.
@@ -183,7 +185,7 @@ impl Source {
             if self.members.len() + new.len() >= MAX_PROCESSES || self.next_process == u16::MAX {
                 return Err(SourceError::TooMany);
             }
-            new.push(Member::start(*pid, self.next_process, self.options.track)?);
+            new.push(Member::start(*pid, self.next_process, self.options.track, self.options.take)?);
             self.next_process += 1;
         }
         self.members.extend(new);
@@ -256,8 +258,8 @@ impl Source {
         self.finish(figures, out, before, started)
     }
 
-    /// Looks once more at what goes to the store, after CRIU has worked in the frozen processes: it changes a page of text and
-    /// puts it back, so that this page is the process's own from then on. Sends the list of all pages anew.
+    /// Looks once more at what goes to the store and at all code, after CRIU has worked in the frozen processes: it changes a page of code and
+    /// puts it back, so that this page is the process's own from then on, and may have been read in between. Sends the list of all pages anew.
     ///
     /// # Errors
     /// The move must be given up.
@@ -266,7 +268,7 @@ impl Source {
         let before = out.counters();
         let mut figures = RoundFigures::default();
         for member in &mut self.members {
-            let jobs = member.store_changes(&mut figures)?;
+            let jobs = member.changes_by_dump(&mut figures)?;
             let unreadable = out.send(&member.reader(&self.options.known), &jobs)?;
             member.drop_unreadable(&unreadable)?;
         }

@@ -16,6 +16,7 @@ mod plain;
 mod protect;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::range::{Range, RangeSet};
 
@@ -99,16 +100,30 @@ pub trait Tracker: Send + std::fmt::Debug {
     }
 }
 
+/// Gets a new userfaultfd of a process; see [`take_userfaultfd`].
+pub type Take = fn(i32) -> io::Result<OwnedFd>;
+
+/// Has a process make a userfaultfd, takes it, and has it closed there: by ptrace, in about 100 us.
+///
+/// If *this* process is killed in that time the other one goes on with a system call's registers, and most probably crashes. A daemon that may be
+/// killed at any time has a helper program call this, and gives [`start`] a [`Take`] that asks the helper.
+///
+/// # Errors
+/// It has ended, is traced by somebody else, or the kernel refuses. The process is as before.
+pub fn take_userfaultfd(pid: i32) -> io::Result<OwnedFd> {
+    protect::take_userfaultfd(pid).map_err(io::Error::other)
+}
+
 /// Starts tracking `pid`, in the `forced` way or the best that works here.
 ///
 /// # Errors
 /// The reason of the last way that was tried. The process is as before.
-pub fn start(pid: i32, forced: Option<Kind>) -> io::Result<Box<dyn Tracker>> {
+pub fn start(pid: i32, forced: Option<Kind>, take: Option<Take>) -> io::Result<Box<dyn Tracker>> {
     let kinds = [Kind::WriteProtect, Kind::SoftDirty, Kind::Content];
     let mut result = Err(io::ErrorKind::Unsupported.into());
     for kind in kinds.into_iter().filter(|kind| forced.is_none_or(|forced| forced == *kind)) {
         result = match kind {
-            Kind::WriteProtect => protect::WriteProtect::start(pid).map(|tracker| Box::new(tracker) as Box<dyn Tracker>),
+            Kind::WriteProtect => protect::WriteProtect::start(pid, take).map(|tracker| Box::new(tracker) as Box<dyn Tracker>),
             Kind::SoftDirty => plain::SoftDirty::start(pid).map(|tracker| Box::new(tracker) as Box<dyn Tracker>),
             Kind::Content => plain::Content::start(pid).map(|tracker| Box::new(tracker) as Box<dyn Tracker>),
         };

@@ -55,11 +55,11 @@ pub(super) fn is_supported() -> bool {
 }
 
 impl WriteProtect {
-    pub(super) fn start(pid: i32) -> io::Result<WriteProtect> {
+    pub(super) fn start(pid: i32, take: Option<super::Take>) -> io::Result<WriteProtect> {
         if !is_supported() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel has no userfaultfd with WP_ASYNC"));
         }
-        let uffd = take_userfaultfd(pid).map_err(io::Error::other)?;
+        let uffd = take.unwrap_or(super::take_userfaultfd)(pid)?;
         sys::uffd_set_up(&uffd)?;
         Ok(WriteProtect { pid, uffd, blind: false })
     }
@@ -177,7 +177,7 @@ fn patched(pagemap: &Pagemap, range: Range, runs: &RangeSet, sent: &RangeSet, fo
 }
 
 /// Has the process make a userfaultfd, takes it, and has it closed there. All threads stand still, so nobody forks with it or takes its number.
-fn take_userfaultfd(pid: i32) -> Result<OwnedFd, VisitError> {
+pub(super) fn take_userfaultfd(pid: i32) -> Result<OwnedFd, VisitError> {
     visit(pid, Threads::All, VISIT_LIMIT, |stopped| {
         let os = |doing| move |source| VisitError::Os { pid, doing, source };
         let fd = stopped.call(libc::SYS_userfaultfd, &[sys::UFFD_FLAGS as u64])?.map_err(os("its userfaultfd()"))?;
