@@ -15,6 +15,7 @@ mod features;
 pub mod freezer;
 pub mod images;
 pub mod kerndat;
+pub mod lazy;
 mod options;
 pub mod rpc;
 mod spawn;
@@ -183,7 +184,7 @@ impl Criu {
     /// Returns the pid of the root.
     ///
     /// # Errors
-    /// No restored process is left.
+    /// No restored process is left, but for those that CRIU has just killed: they have run no instruction of their own and end at once.
     pub fn restore(
         &self,
         request: &RestoreRequest<'_>,
@@ -196,7 +197,7 @@ impl Criu {
     /// [`Self::restore`] with options.
     ///
     /// # Errors
-    /// No restored process is left.
+    /// As [`Self::restore`].
     pub fn restore_with(
         &self,
         request: &RestoreRequest<'_>,
