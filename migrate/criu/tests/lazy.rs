@@ -98,13 +98,23 @@ struct Times {
 }
 
 fn restore(criu: &Criu, subject: &Subject, dumped: &Dumped) -> Times {
+    restore_after(criu, subject, dumped, None)
+}
+
+/// With a wait for the decision to go on, which is used to fill.
+fn restore_after(criu: &Criu, subject: &Subject, dumped: &Dumped, wait: Option<Duration>) -> Times {
     let filling = lazy::serve(&dumped.images, dumped.processes.clone(), DEADLINE).unwrap();
     let request = RestoreRequest { images_dir: &dumped.images, inherit: &[], terminal: None, shell_job: false };
     let options = RestoreOptions { lazy_pages: true, ..RestoreOptions::default() };
     let (start, mut running) = (Instant::now(), Duration::ZERO);
     let pid = criu.restore_with(&request, &options, DEADLINE, &mut |stage| {
-        if stage == Stage::PostResume {
-            running = start.elapsed();
+        match (stage, wait) {
+            (Stage::PostRestore, Some(wait)) => {
+                filling.begin().unwrap();
+                std::thread::sleep(wait);
+            }
+            (Stage::PostResume, _) => running = start.elapsed(),
+            _ => {}
         }
         Reply::Continue
     });
@@ -164,6 +174,19 @@ fn mappings_change_and_a_child_is_forked_while_pages_are_missing() {
 }
 
 #[test]
+fn the_wait_for_the_decision_is_used() {
+    let Some(criu) = plain() else { return };
+    for (mib, tree, wait_ms) in [(64, false, 3), (64, false, 500), (16, true, 500)] {
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let mut subject = Subject::start(mib, tree);
+        let dumped = dump(&criu, &mut subject, 1);
+        let times = restore_after(&criu, &subject, &dumped, Some(Duration::from_millis(wait_ms)));
+        assert_eq!(times.report.copied_pages, lazy_pages(&dumped), "{:?}", times.report);
+        subject.verify();
+    }
+}
+
+#[test]
 fn a_veto_leaves_nothing() {
     let Some(criu) = plain() else { return };
     let mut subject = Subject::start(8, false);
@@ -171,8 +194,16 @@ fn a_veto_leaves_nothing() {
     let filling = lazy::serve(&dumped.images, dumped.processes.clone(), DEADLINE).unwrap();
     let request = RestoreRequest { images_dir: &dumped.images, inherit: &[], terminal: None, shell_job: false };
     let options = RestoreOptions { lazy_pages: true, ..RestoreOptions::default() };
-    let veto = |stage| if stage == Stage::PostRestore { Reply::Veto("the test says no".into()) } else { Reply::Continue };
-    let error = criu.restore_with(&request, &options, DEADLINE, &mut { veto }).unwrap_err();
+    let error = criu.restore_with(&request, &options, DEADLINE, &mut |stage| {
+        if stage != Stage::PostRestore {
+            return Reply::Continue;
+        }
+        // Some pages are in when the answer comes.
+        filling.begin().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        Reply::Veto("the test says no".into())
+    });
+    let error = error.unwrap_err();
     assert!(error.to_string().contains("the test says no"), "{error}");
     let unfinished = filling.join().unwrap_err();
     assert!(matches!(unfinished.error, LazyError::Abandoned), "{unfinished}");

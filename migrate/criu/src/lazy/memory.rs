@@ -16,7 +16,7 @@ use super::sys::{self, Event, Placed};
 use crate::images::PAGE_BYTES;
 
 /// Copied at once in the background. A fault that comes meanwhile waits for it, about 60 us.
-pub(super) const FILL_BYTES: usize = 256 << 10;
+const FILL_BYTES: usize = 256 << 10;
 
 /// Copied at once for a fault, from the page to the end of the block of this size: programs read on.
 const FAULT_BYTES: u64 = 64 << 10;
@@ -36,6 +36,21 @@ impl Store {
     fn release(&self, source: u64, length_bytes: u64) {
         let (Ok(at), Ok(length)) = (i64::try_from(source), i64::try_from(length_bytes)) else { return };
         let _ = fallocate(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length);
+    }
+}
+
+/// What all processes share.
+#[derive(Debug)]
+pub(super) struct Work {
+    buffer: Vec<u8>,
+    pub(super) report: Report,
+    /// CRIU has said that all is restored: what has no mapping now has gone, and is not just yet to come.
+    pub(super) restored: bool,
+}
+
+impl Work {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; FILL_BYTES], report: Report::default(), restored: false }
     }
 }
 
@@ -81,16 +96,16 @@ impl Memory {
     ///
     /// The kernel hands out faults before changes of the mappings that happened earlier. So faults are only noted here, and as long as changes are unread
     /// the kernel refuses to place pages.
-    pub(super) fn read_events(&mut self, report: &mut Report) -> io::Result<Vec<Self>> {
+    pub(super) fn read_events(&mut self, work: &mut Work) -> io::Result<Vec<Self>> {
         let mut children = Vec::new();
         while let Some(event) = sys::next_event(self.uffd.as_fd())? {
             match event {
                 Event::Fault(address) => {
-                    report.faults += 1;
+                    work.report.faults += 1;
                     self.faults.push_back(address - address % PAGE_BYTES);
                 }
                 Event::Fork(uffd) => {
-                    report.forks += 1;
+                    work.report.forks += 1;
                     children.push(Self::new(uffd, Arc::clone(&self.store), self.missing.clone()));
                 }
                 Event::Moved { from, to, length_bytes } => self.missing.moved(from, to, length_bytes),
@@ -102,16 +117,16 @@ impl Memory {
     }
 
     /// Supplies the pages that threads wait for.
-    pub(super) fn serve_faults(&mut self, buffer: &mut [u8], report: &mut Report) -> io::Result<()> {
+    pub(super) fn serve_faults(&mut self, work: &mut Work) -> io::Result<()> {
         while let Some(page) = self.faults.front().copied() {
             let step = match self.missing.at(page) {
                 Some(piece) => {
                     let block_end = (page - page % FAULT_BYTES).saturating_add(FAULT_BYTES);
                     let length_bytes = piece.length_bytes.min(block_end - page);
                     self.cursor = page;
-                    self.place(Piece { length_bytes, ..piece }, buffer, report)?
+                    self.place(Piece { length_bytes, ..piece }, work)?
                 }
-                None => self.place_zeros(page, report)?,
+                None => self.place_zeros(page, work)?,
             };
             match step {
                 Step::Done => drop(self.faults.pop_front()),
@@ -121,29 +136,29 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies some of what is missing.
-    pub(super) fn fill(&mut self, buffer: &mut [u8], report: &mut Report) -> io::Result<()> {
-        let Some(piece) = self.missing.next(self.cursor) else { return Ok(()) };
-        let before = report.copied_pages;
-        self.place(piece, buffer, report)?;
-        let length_bytes = (report.copied_pages - before) * PAGE_BYTES;
+    /// Copies some of what is missing. Returns whether it could place anything.
+    pub(super) fn fill(&mut self, work: &mut Work) -> io::Result<bool> {
+        let Some(piece) = self.missing.next(self.cursor) else { return Ok(false) };
+        let before = work.report.copied_pages;
+        self.place(piece, work)?;
+        let length_bytes = (work.report.copied_pages - before) * PAGE_BYTES;
         self.cursor = piece.start + length_bytes;
-        // No other process needs these, nor will one that is forked later.
-        if length_bytes > 0 && Arc::strong_count(&self.store) == 1 {
+        // No other process needs these, nor will one that is forked later. A restore that is given up may be tried again.
+        if length_bytes > 0 && work.restored && Arc::strong_count(&self.store) == 1 {
             self.store.release(piece.source, length_bytes);
         }
-        Ok(())
+        Ok(length_bytes > 0)
     }
 
     /// Copies a piece, or as much of its start as fits the buffer and can be placed at once.
-    fn place(&mut self, piece: Piece, buffer: &mut [u8], report: &mut Report) -> io::Result<Step> {
-        let mut length = usize::try_from(piece.length_bytes).unwrap_or(usize::MAX).min(buffer.len());
-        let bytes = buffer.get_mut(..length).unwrap_or_default();
+    fn place(&mut self, piece: Piece, work: &mut Work) -> io::Result<Step> {
+        let mut length = usize::try_from(piece.length_bytes).unwrap_or(usize::MAX).min(work.buffer.len());
+        let bytes = work.buffer.get_mut(..length).unwrap_or_default();
         self.store.file.read_exact_at(bytes, piece.source)?;
         loop {
             match sys::copy(self.uffd.as_fd(), piece.start, bytes.get(..length).unwrap_or_default())? {
                 Placed::Bytes(done) => {
-                    report.copied_pages += done / PAGE_BYTES;
+                    work.report.copied_pages += done / PAGE_BYTES;
                     drop(self.missing.take(piece.start, piece.start + done));
                 }
                 Placed::There => self.settle(piece.start)?,
@@ -153,10 +168,12 @@ impl Memory {
                     length = length / 2 / PAGE_BYTES as usize * PAGE_BYTES as usize;
                     continue;
                 }
-                Placed::Nowhere => {
-                    report.vanished_pages += 1;
+                Placed::Nowhere if work.restored => {
+                    work.report.vanished_pages += 1;
                     self.settle(piece.start)?;
                 }
+                // CRIU is still moving things: who waits for it will ask again.
+                Placed::Nowhere => sys::wake(self.uffd.as_fd(), piece.start, PAGE_BYTES)?,
                 Placed::Ended => self.end(),
             }
             return Ok(Step::Done);
@@ -164,9 +181,9 @@ impl Memory {
     }
 
     /// A page that never was: a hole.
-    fn place_zeros(&mut self, page: u64, report: &mut Report) -> io::Result<Step> {
+    fn place_zeros(&mut self, page: u64, work: &mut Work) -> io::Result<Step> {
         match sys::zero(self.uffd.as_fd(), page, PAGE_BYTES)? {
-            Placed::Bytes(_) => report.zero_pages += 1,
+            Placed::Bytes(_) => work.report.zero_pages += 1,
             // Another thread asked for it, too; or it is not ours any more.
             Placed::There | Placed::Nowhere => sys::wake(self.uffd.as_fd(), page, PAGE_BYTES)?,
             Placed::Changing => return Ok(Step::Later),

@@ -23,7 +23,7 @@
 //! ```ignore
 //! let filling = lazy::serve(&images_dir, processes, limit)?;
 //! let options = RestoreOptions { lazy_pages: true, ..RestoreOptions::default() };
-//! criu.restore_with(&request, &options, deadline, on_stage)?;   // on error drop `filling`
+//! criu.restore_with(&request, &options, deadline, on_stage)?;   // at PostRestore: filling.begin(); on error: drop(filling)
 //! match filling.join() {                                        // the guest runs meanwhile
 //!     Ok(report) => {}                                          // all is in; the store can go
 //!     Err(unfinished) => { kill_the_guest(); unfinished.close() } // in this order
@@ -56,7 +56,7 @@ mod socket;
 mod sys;
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -155,7 +155,8 @@ impl fmt::Display for Unfinished {
 #[derive(Debug)]
 pub struct Filling {
     thread: JoinHandle<Result<Report, Box<Unfinished>>>,
-    _cancel: UnixStream,
+    /// Our word to begin; its end means that we give up.
+    order: UnixStream,
 }
 
 /// Listens in the folder of the images, and serves the restore that is going to be started from it. `limit` is for the time until everything is
@@ -179,10 +180,19 @@ pub fn serve(images_dir: &Path, processes: Vec<LazyProcess>, limit: Duration) ->
         Ok(report) => Ok(report),
         Err(error) => Err(Box::new(Unfinished { error, descriptors: ManuallyDrop::new(work.give_up()) })),
     };
-    Ok(Filling { thread: std::thread::Builder::new().name("lazy-pages".into()).spawn(run)?, _cancel: ours })
+    Ok(Filling { thread: std::thread::Builder::new().name("lazy-pages".into()).spawn(run)?, order: ours })
 }
 
 impl Filling {
+    /// All mappings exist: fills them from now on instead of from the moment when the restore is finished. To be called at
+    /// [`crate::Stage::PostRestore`], when the wait for the decision to go on begins.
+    ///
+    /// # Errors
+    /// The server has ended; [`Self::join`] tells why.
+    pub fn begin(&self) -> io::Result<()> {
+        (&self.order).write_all(&[1])
+    }
+
     /// Whether it has ended, well or not.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()

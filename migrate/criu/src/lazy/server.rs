@@ -1,7 +1,7 @@
 //! The server's loop: CRIU's words, the processes' events, faults, and the rest in the background.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::memory::{FILL_BYTES, Memory, Store};
+use super::memory::{Memory, Store, Work};
 use super::missing::Missing;
 use super::socket::{self, Word};
 use super::{LazyError, Report};
@@ -21,8 +21,8 @@ pub(super) type Expected = HashMap<i32, (Store, Missing)>;
 pub(super) struct Loop {
     listener: UnixListener,
     criu: Option<UnixStream>,
-    /// Readable when the caller has given up.
-    cancel: UnixStream,
+    /// A byte of it is the word to begin; at its end the caller has given up.
+    caller: UnixStream,
     expected: Expected,
     memories: Vec<Memory>,
     /// Whose turn it is in the background.
@@ -30,31 +30,32 @@ pub(super) struct Loop {
     finished: Option<Instant>,
     deadline: Instant,
     limit: Duration,
-    buffer: Vec<u8>,
-    report: Report,
+    work: Work,
+    /// The caller has said that all mappings exist.
+    begun: bool,
 }
 
 /// Who has something to say.
 struct Ready {
     listener: bool,
     criu: bool,
-    cancel: bool,
+    caller: bool,
 }
 
 impl Loop {
-    pub(super) fn new(listener: UnixListener, cancel: UnixStream, expected: Expected, limit: Duration) -> Self {
+    pub(super) fn new(listener: UnixListener, caller: UnixStream, expected: Expected, limit: Duration) -> Self {
         Self {
             listener,
             criu: None,
-            cancel,
+            caller,
             expected,
             memories: Vec::new(),
             turn: 0,
             finished: None,
             deadline: Instant::now() + limit,
             limit,
-            buffer: vec![0; FILL_BYTES],
-            report: Report::default(),
+            work: Work::new(),
+            begun: false,
         }
     }
 
@@ -62,8 +63,11 @@ impl Loop {
     pub(super) fn run(&mut self) -> Result<Report, LazyError> {
         loop {
             let ready = self.wait()?;
-            if ready.cancel && self.finished.is_none() {
-                return Err(LazyError::Cancelled);
+            if ready.caller && self.finished.is_none() {
+                self.begun = match (&self.caller).read(&mut [0])? {
+                    0 => return Err(LazyError::Cancelled),
+                    _ => true,
+                };
             }
             if ready.listener && self.finished.is_none() {
                 self.criu = Some(socket::accept(&self.listener)?);
@@ -74,9 +78,12 @@ impl Loop {
             if let Some(finished) = self.finished {
                 self.memories.retain(|memory| !memory.is_complete());
                 if self.memories.is_empty() {
-                    return Ok(Report { filled_in: finished.elapsed(), ..self.report });
+                    return Ok(Report { filled_in: finished.elapsed(), ..self.work.report });
                 }
                 self.fill()?;
+            } else if self.begun {
+                // What cannot be placed now has time until the restore is finished.
+                self.begun = self.fill()?;
             }
         }
     }
@@ -106,16 +113,17 @@ impl Loop {
             return Err(LazyError::Deadline(self.limit));
         }
         // There is always something to do in the background once the restore is finished.
-        let timeout = if self.finished.is_some() { PollTimeout::ZERO } else { PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX) };
+        let timeout =
+            if self.finished.is_some() || self.begun { PollTimeout::ZERO } else { PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX) };
         let criu = self.criu.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd);
-        let mut fds = vec![PollFd::new(criu, PollFlags::POLLIN), PollFd::new(self.cancel.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(criu, PollFlags::POLLIN), PollFd::new(self.caller.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.memories.iter().map(|memory| PollFd::new(memory.descriptor(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(io::Error::from(errno).into()),
         }
         let ready = |at: usize| fds.get(at).and_then(PollFd::any) == Some(true);
-        Ok(Ready { listener: self.criu.is_none() && ready(0), criu: self.criu.is_some() && ready(0), cancel: ready(1) })
+        Ok(Ready { listener: self.criu.is_none() && ready(0), criu: self.criu.is_some() && ready(0), caller: ready(1) })
     }
 
     fn obey(&mut self) -> Result<(), LazyError> {
@@ -132,6 +140,7 @@ impl Loop {
                     return Err(LazyError::Absent(*pid));
                 }
                 self.finished = Some(Instant::now());
+                self.work.restored = true;
             }
             Word::End if self.finished.is_none() => return Err(LazyError::Abandoned),
             // CRIU's work is done; a closed connection would always be readable, and the listener takes its place.
@@ -143,19 +152,25 @@ impl Loop {
     fn serve(&mut self) -> Result<(), LazyError> {
         let mut children = Vec::new();
         for memory in &mut self.memories {
-            children.extend(memory.read_events(&mut self.report)?);
-            memory.serve_faults(&mut self.buffer, &mut self.report)?;
+            children.extend(memory.read_events(&mut self.work)?);
+            memory.serve_faults(&mut self.work)?;
         }
         self.memories.append(&mut children);
         Ok(())
     }
 
-    fn fill(&mut self) -> Result<(), LazyError> {
-        self.turn = self.turn.wrapping_add(1);
-        let index = self.turn % self.memories.len().max(1);
-        match self.memories.get_mut(index) {
-            Some(memory) => Ok(memory.fill(&mut self.buffer, &mut self.report)?),
-            None => Ok(()),
+    /// Copies some pages of the next process that can take them. Returns whether any could be placed.
+    fn fill(&mut self) -> Result<bool, LazyError> {
+        let mut placed = false;
+        for _ in 0..self.memories.len() {
+            self.turn = self.turn.wrapping_add(1) % self.memories.len();
+            if let Some(memory) = self.memories.get_mut(self.turn) {
+                placed = memory.fill(&mut self.work)?;
+            }
+            if placed {
+                break;
+            }
         }
+        Ok(placed)
     }
 }
