@@ -29,6 +29,9 @@
 //!     Err(unfinished) => { kill_the_guest(); unfinished.close() } // in this order
 //! }
 //! ```
+//! An unpatched CRIU probes the kernel at each start (35-50 ms of the blackout) unless it finds its cache: the restore should be started in a mount namespace
+//! where `/run` is a tmpfs in which `criu check` has been run before.
+//!
 //! While pages are missing the process must not be dumped again, and the store must not be changed: parts of it are given back as they are used.
 //!
 //! # What must not happen
