@@ -15,12 +15,14 @@ mod features;
 pub mod freezer;
 pub mod images;
 pub mod kerndat;
+pub mod lazy;
 mod options;
 pub mod rpc;
 mod spawn;
 pub mod swrk;
 mod waiting;
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -135,13 +137,15 @@ impl Criu {
         on_stage: &mut dyn FnMut(Stage) -> Reply,
     ) -> Result<(), CriuError> {
         let log = "dump.log";
+        let images = open_images("dump", request.images_dir)?;
         let opts = rpc::CriuOpts {
             pid: Some(request.pid),
             leave_running: Some(true),
             external: request.external.to_vec(),
-            ..options.complete(common_options(request.images_dir, request.shell_job, log))
+            ..options.complete(common_options(&images, request.shell_job, log))
         };
-        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None, env: &options.env() })?;
+        let mut worker =
+            Worker::start(&WorkerSetup { program: &self.path, inherit: &[images.as_raw_fd()], stdin: None, env: &options.env() })?;
         worker
             .run(rpc::CriuReqType::Dump, opts, deadline, on_stage)
             .map(drop)
@@ -154,13 +158,14 @@ impl Criu {
     /// The processes run on.
     pub fn pre_dump(&self, request: &DumpRequest<'_>, parent: Option<&str>, deadline: Duration) -> Result<(), CriuError> {
         let log = "pre-dump.log";
+        let images = open_images("pre-dump", request.images_dir)?;
         let opts = rpc::CriuOpts {
             pid: Some(request.pid),
             track_mem: Some(true),
             parent_img: parent.map(str::to_owned),
-            ..common_options(request.images_dir, request.shell_job, log)
+            ..common_options(&images, request.shell_job, log)
         };
-        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[], stdin: None, env: &[] })?;
+        let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &[images.as_raw_fd()], stdin: None, env: &[] })?;
         worker
             .run(rpc::CriuReqType::SinglePreDump, opts, deadline, &mut |_| Reply::Continue)
             .map(drop)
@@ -183,7 +188,7 @@ impl Criu {
     /// Returns the pid of the root.
     ///
     /// # Errors
-    /// No restored process is left.
+    /// No restored process is left, but for those that CRIU has just killed: they have run no instruction of their own and end at once.
     pub fn restore(
         &self,
         request: &RestoreRequest<'_>,
@@ -196,7 +201,7 @@ impl Criu {
     /// [`Self::restore`] with options.
     ///
     /// # Errors
-    /// No restored process is left.
+    /// As [`Self::restore`].
     pub fn restore_with(
         &self,
         request: &RestoreRequest<'_>,
@@ -204,10 +209,12 @@ impl Criu {
         deadline: Duration,
         on_stage: &mut dyn FnMut(Stage) -> Reply,
     ) -> Result<i32, CriuError> {
-        let raw = raw_fds(request);
+        let images = open_images("restore", request.images_dir)?;
+        let mut raw = raw_fds(request);
+        raw.push(images.as_raw_fd());
         let mut worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal, env: &options.env() })?;
         let response = worker
-            .run(rpc::CriuReqType::Restore, restore_options(request, options), deadline, on_stage)
+            .run(rpc::CriuReqType::Restore, restore_options(request, &images, options), deadline, on_stage)
             .map_err(|error| error.explain("restore", &request.images_dir.join(RESTORE_LOG)))?;
         waiting::restored_pid(&response)
     }
@@ -224,14 +231,16 @@ impl Criu {
         deadline: Duration,
     ) -> Result<WaitingRestore, CriuError> {
         let (ours, theirs) = waiting::order_socket().map_err(|errno| self.unstartable(errno.into()))?;
+        let images = open_images("restore", request.images_dir)?;
         let mut raw = raw_fds(request);
+        raw.push(images.as_raw_fd());
         raw.push(theirs.as_raw_fd());
         let mut env = options.env();
         env.push(("CRIU_PREMEM", theirs.as_raw_fd().to_string().into()));
         let worker = Worker::start(&WorkerSetup { program: &self.path, inherit: &raw, stdin: request.terminal, env: &env })?;
         // Only the worker holds the other end now: its death is seen.
         drop(theirs);
-        worker.ask(rpc::CriuReqType::Restore, restore_options(request, options))?;
+        worker.ask(rpc::CriuReqType::Restore, restore_options(request, &images, options))?;
         WaitingRestore::begin(worker, ours, request.images_dir.join(RESTORE_LOG), deadline)
     }
 
@@ -256,21 +265,27 @@ fn raw_fds(request: &RestoreRequest<'_>) -> Vec<RawFd> {
     request.inherit.iter().map(|(_, fd)| fd.as_raw_fd()).collect()
 }
 
-fn restore_options(request: &RestoreRequest<'_>, options: &RestoreOptions<'_>) -> rpc::CriuOpts {
+fn restore_options(request: &RestoreRequest<'_>, images: &File, options: &RestoreOptions<'_>) -> rpc::CriuOpts {
     let inherit = request.inherit.iter().map(|(key, fd)| rpc::InheritFd { key: key.clone(), fd: fd.as_raw_fd() });
     rpc::CriuOpts {
         rst_sibling: Some(true),
         inherit_fd: inherit.collect(),
         lazy_pages: options.lazy_pages.then_some(true),
-        ..common_options(request.images_dir, request.shell_job, RESTORE_LOG)
+        ..common_options(images, request.shell_job, RESTORE_LOG)
     }
 }
 
-/// Options that both requests share. Cgroups and the network are the caller's business.
-fn common_options(images_dir: &Path, shell_job: bool, log: &str) -> rpc::CriuOpts {
+/// Opens the folder of the images for a worker to inherit.
+fn open_images(what: &'static str, dir: &Path) -> Result<File, CriuError> {
+    File::open(dir).map_err(|error| CriuError::Refused { what, reason: format!("{}: {error}", dir.display()) })
+}
+
+/// Options that both requests share; the worker must inherit `images`. Cgroups and the network are the caller's business.
+fn common_options(images: &File, shell_job: bool, log: &str) -> rpc::CriuOpts {
     rpc::CriuOpts {
         images_dir_fd: -1,
-        images_dir: Some(images_dir.to_string_lossy().into_owned()),
+        // CRIU 4.1.1 accepts only a symbolic link here. Its other way, `images_dir_fd`, is a descriptor of ours and needs our pid.
+        images_dir: Some(format!("/proc/self/fd/{}", images.as_raw_fd())),
         log_file: Some(log.to_owned()),
         // Warnings and errors: level 4 costs 4-20 ms of the blackout.
         log_level: Some(2),

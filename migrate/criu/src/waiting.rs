@@ -84,7 +84,7 @@ impl WaitingRestore {
     /// Lets the restore go on: the images must be complete now. As [`crate::Criu::restore`] from here.
     ///
     /// # Errors
-    /// No restored process is left.
+    /// As [`crate::Criu::restore`].
     pub fn go(mut self, deadline: Duration, on_stage: &mut dyn FnMut(Stage) -> Reply) -> Result<i32, CriuError> {
         self.send("go").map_err(|error| error.explain("restore", &self.log))?;
         let response = self.worker.finish(Instant::now() + deadline, deadline, on_stage).map_err(|e| e.explain("restore", &self.log))?;

@@ -1,6 +1,6 @@
 //! Reading and writing CRIU's image files.
 //!
-//! An image is one or two magic numbers and then records, each a 32-bit length and a protobuf message (`images/*.proto` of CRIU 4.2.1). [`file`]
+//! An image is one or two magic numbers and then records, each a 32-bit length and a protobuf message (`images/*.proto` of CRIU 4.2.1). [`mod@file`]
 //! is that frame, [`messages`] the messages: complete for the images that we write ([`messages::Pagemap`], inventory, mm, timens, pstree),
 //! and in part for those that we only look into. On top of it: [`pagemap`] reads and writes page maps and merges our own list of pages into CRIU's,
 //! [`parent`] writes the parent folder of a skeleton, [`verify`] tells the destination what came of its regions.

@@ -144,6 +144,17 @@ impl PageMap {
         Ok(())
     }
 
+    /// Pages of `ours` (in order) take the place of those that are in the map; others of `ours` are ignored.
+    pub(crate) fn replace(&mut self, ours: &[Run]) {
+        let mut replaced = Vec::with_capacity(self.runs.len() + ours.len());
+        for_each_piece(&self.runs, ours, |start, end, theirs, our| {
+            if let Some(theirs) = theirs {
+                push(&mut replaced, our.unwrap_or(theirs).cut(start, end));
+            }
+        });
+        self.runs = replaced;
+    }
+
     /// Pages with this flag.
     pub fn count(&self, flag: u32) -> u64 {
         self.runs.iter().filter(|run| run.flags & flag != 0).map(|run| run.pages).sum()

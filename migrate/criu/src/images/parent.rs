@@ -1,6 +1,6 @@
 //! The parent folder of a skeleton: a constant page map that claims every address, and a store for what is behind it.
 //!
-//! A skeleton says of each page "in the parent". The parent's page map is one entry for the whole address space, and its pages file is sparse with
+//! A skeleton says of each page "in the parent". The parent's page map covers the whole address space, and its pages file is sparse with
 //! offset = address: whoever supplies a page writes it there, in any order and as often as it changes. At the source of an unpatched CRIU
 //! the same folder with an empty file serves to make it leave the pages out. research: skeleton-dump, section 2.
 
@@ -13,6 +13,9 @@ use super::ImageError;
 use super::file::{Builder, Kind};
 use super::messages::Inventory;
 use super::pagemap::{ADDRESS_SPACE_BYTES, PRESENT, PageMap, Run};
+
+/// Pages of one entry of the parent's page map.
+const PART_PAGES: u64 = 1 << 31;
 
 /// What CRIU finds behind the page map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +34,7 @@ pub fn write(dir: &Path, pids: &[i32], contents: Contents) -> Result<Vec<PathBuf
     inventory(dir)?;
     let mut stores = Vec::with_capacity(pids.len());
     for (pages_id, pid) in (1..).zip(pids) {
-        let all = Run { start: 0, pages: ADDRESS_SPACE_BYTES / super::PAGE_BYTES, flags: PRESENT };
-        PageMap { pages_id, runs: vec![all] }.write(&dir.join(format!("pagemap-{pid}.img")))?;
+        PageMap { pages_id, runs: everything() }.write(&dir.join(format!("pagemap-{pid}.img")))?;
         let path = dir.join(format!("pages-{pages_id}.img"));
         let io = |source| ImageError::Io { path: path.clone(), source };
         let file = File::create(&path).map_err(io)?;
@@ -42,6 +44,12 @@ pub fn write(dir: &Path, pids: &[i32], contents: Contents) -> Result<Vec<PathBuf
         stores.push(path);
     }
     Ok(stores)
+}
+
+/// The address space, in parts because CRIU 4.1.1 has 32 bits for the number of pages of one.
+fn everything() -> Vec<Run> {
+    let part_bytes = PART_PAGES * super::PAGE_BYTES;
+    (0..ADDRESS_SPACE_BYTES / part_bytes).map(|part| Run { start: part * part_bytes, pages: PART_PAGES, flags: PRESENT }).collect()
 }
 
 /// CRIU takes a process that started after its parent images for another with the same pid: the time in them is now.
@@ -71,6 +79,8 @@ mod tests {
         let stores = write(dir.path(), &[5, 7], Contents::None).unwrap();
         assert_eq!(stores, [dir.path().join("pages-1.img"), dir.path().join("pages-2.img")]);
         let map = PageMap::read(&dir.path().join("pagemap-7.img")).unwrap();
-        assert_eq!((map.pages_id, map.runs[0].start, map.runs[0].end()), (2, 0, ADDRESS_SPACE_BYTES));
+        assert_eq!((map.pages_id, map.runs[0].start, map.runs.last().unwrap().end()), (2, 0, ADDRESS_SPACE_BYTES));
+        assert!(map.runs.windows(2).all(|pair| pair[0].end() == pair[1].start));
+        assert!(map.runs.iter().all(|run| run.flags == PRESENT && run.pages < 1 << 32));
     }
 }

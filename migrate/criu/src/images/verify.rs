@@ -79,7 +79,7 @@ pub fn plan(pid: i32, mm: &Mm, parent: Option<&Mm>, map: &PageMap, regions: &[Re
 }
 
 /// Guard ranges are listed after the mappings and overlap them.
-fn mappings(mm: &Mm) -> impl Iterator<Item = &Vma> {
+pub(crate) fn mappings(mm: &Mm) -> impl Iterator<Item = &Vma> {
     mm.vmas.iter().filter(|vma| vma.status & GUARD == 0)
 }
 

@@ -1,6 +1,6 @@
 //! What the tests with real CRIU share: the program that is moved, its memory read from outside, and a way to ask it whether all is well.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "each test binary uses a part; a test may panic")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test binary uses a part; a test may panic")]
 
 pub mod memory;
 pub mod specimen;
@@ -114,6 +114,24 @@ impl Subject {
         longest
     }
 
+    /// Asks the program to check its memory; whether it says nothing, good or bad, for so long.
+    pub fn stays_silent(&self, time: Duration) -> bool {
+        std::fs::write(self.answers.with_extension(self.asked.to_string()), "").unwrap();
+        std::thread::sleep(time);
+        let text = std::fs::read_to_string(&self.answers).unwrap_or_default();
+        !text.lines().any(|line| line.starts_with(&format!("{} ", self.asked)))
+    }
+
+    /// Makes the program change its mappings and fork as soon as it runs (again).
+    pub fn ask_for_unrest(&self) {
+        std::fs::write(self.answers.with_extension("unrest"), "").unwrap();
+    }
+
+    /// Waits until the child that was forked then has checked its memory.
+    pub fn verify_forked(&self) {
+        self.answer(&self.answers.with_extension("forked"), 0);
+    }
+
     fn answer(&self, answers: &Path, number: u32) -> u64 {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -136,6 +154,8 @@ impl Subject {
             Some(mut process) => drop(process.wait()),
             None => drop(waitpid(Pid::from_raw(self.pid), None)),
         }
+        // The kernel (release_task) frees the numbers of threads a little after the end of their group can be seen. Nothing tells when.
+        std::thread::sleep(Duration::from_millis(20));
         // A child of it becomes ours if we are the subreaper, else init's.
         let end = Instant::now() + DEADLINE;
         while self.child.is_some_and(|child| Path::new(&format!("/proc/{child}")).exists()) && Instant::now() < end {
@@ -163,6 +183,15 @@ impl Drop for Subject {
 pub fn alive(pid: i32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     text.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// The process has been killed: it ends soon.
+pub fn ends(pid: i32) {
+    let end = Instant::now() + DEADLINE;
+    while alive(pid) {
+        assert!(Instant::now() < end, "process {pid} is left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// All children of ours end by a signal, and soon.
