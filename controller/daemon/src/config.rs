@@ -118,11 +118,14 @@ pub(crate) struct Moving {
     pub(crate) factor: f64,
     /// Most MiB/s of pages that a move may send; absent: as fast as it goes.
     pub(crate) limit_mib_per_s: Option<u64>,
-    /// How changed pages are found; absent: the best way that works.
-    pub(crate) track: Option<Track>,
+    /// How changed pages are found.
+    pub(crate) track: Track,
 }
 
 /// Ways to find changed pages, see `mosix_pages::track`.
+///
+/// [`Track::WriteProtect`] is by far the fastest, and not the default: while a process is followed in this way, new mappings do not merge with old
+/// ones, so that an mremap(2) over both fails, which it does not otherwise. A program that does this may end by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Track {
@@ -140,7 +143,7 @@ impl Default for Moving {
             rounds: goal.max_rounds,
             factor: goal.max_factor,
             limit_mib_per_s: None,
-            track: None,
+            track: Track::Content,
         }
     }
 }
@@ -150,11 +153,11 @@ impl Moving {
     pub(crate) fn pages(&self, kerndat: PathBuf) -> Pages {
         Pages {
             goal: Goal { rest: Duration::from_millis(self.rest_ms), max_rounds: self.rounds, max_factor: self.factor, ..Goal::default() },
-            track: self.track.map(|track| match track {
+            track: match self.track {
                 Track::WriteProtect => TrackKind::WriteProtect,
                 Track::SoftDirty => TrackKind::SoftDirty,
                 Track::Content => TrackKind::Content,
-            }),
+            },
             limit_bytes_per_s: self.limit_mib_per_s.map(|mib| mib << 20),
             kerndat,
         }

@@ -63,13 +63,18 @@ impl<'a> ByMosix<'a> {
         let deadline = Instant::now() + STILL_MOVING;
         loop {
             match self.cluster.ask(0, &request) {
-                Err(error) if error.to_string().contains("being moved already") && Instant::now() < deadline => {
+                Err(error) if is_passing(&error.to_string()) && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 other => return other,
             }
         }
     }
+}
+
+/// The move before is being tidied up, or the process has a child or an open file just now that it will not have in a moment.
+fn is_passing(why: &str) -> bool {
+    why.contains("being moved already") || why.contains("try again")
 }
 
 impl Mover for ByMosix<'_> {

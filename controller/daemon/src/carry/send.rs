@@ -69,7 +69,7 @@ pub(crate) struct Parcel {
 /// How pages are copied beforehand.
 pub(crate) struct Pages {
     pub(crate) goal: Goal,
-    pub(crate) track: Option<TrackKind>,
+    pub(crate) track: TrackKind,
     pub(crate) limit_bytes_per_s: Option<u64>,
     /// CRIU's cache of kernel features.
     pub(crate) kerndat: PathBuf,
@@ -105,7 +105,7 @@ pub(crate) fn send(parcel: Parcel, dumper: &mut dyn Dumper, check: &dyn Check, a
     };
     let outlet = OutletOptions { limit_bytes_per_s: pages.limit_bytes_per_s, ..OutletOptions::default() };
     let mut copying = Copying {
-        source: Source::start(&[pid], Options { track: pages.track, take: Some(follow::take), ..Options::default() })?,
+        source: Source::start(&[pid], Options { track: Some(pages.track), take: Some(follow::take), ..Options::default() })?,
         outlet: Outlet::new(vec![link], &outlet).context("cannot begin to send pages")?,
     };
     let mut record = Downtime::default();

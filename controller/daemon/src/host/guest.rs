@@ -451,8 +451,8 @@ impl Run {
         let mut info = self.info.borrow_mut();
         info.running = true;
         info.since = Instant::now();
-        // CRIU may still be on its way out.
-        info.outer_pid = self.freezer.members().into_iter().find(|pid| Some(*pid) != self.waiting_pid);
+        // CRIU and its helpers may still be on their way out.
+        info.outer_pid = self.freezer.members().into_iter().find(|pid| innermost_pid(*pid) == Some(self.process.pid));
         let _ = std::fs::remove_dir_all(&self.images_dir);
         self.node.news.notify_one();
     }
@@ -523,6 +523,12 @@ impl Run {
         let _ = speaking.await;
         self.node.news.notify_one();
     }
+}
+
+/// The number by which a process knows itself: the last in its list of numbers.
+fn innermost_pid(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_ascii_whitespace().last()?.parse().ok())
 }
 
 /// What a guest is told even while it is being stopped: it ends.
