@@ -43,7 +43,7 @@ pub(crate) enum Event {
     /// A window is wanted in the waiting CRIU.
     Window(WindowOrder),
     /// It is about to be stopped for the next hop.
-    HopFreezes,
+    HopFreezes(SyncSender<()>),
     /// It is frozen and has been sent to the next node.
     HopSent(Box<Sent>),
     /// CRIU has let go of it, or it runs on.
@@ -196,7 +196,7 @@ impl Run {
             Event::Body(Ok(carried)) => self.tell_agent(ToAgent::Restore { carried }).await,
             Event::Body(Err(why)) => self.step(On::RestoreFailed { why }).await,
             Event::Window(order) => self.make_window(order).await,
-            Event::HopFreezes => self.hop_freezes().await,
+            Event::HopFreezes(done) => self.hop_freezes(done).await,
             Event::HopSent(sent) => self.hop_sent(*sent).await,
             Event::HopDumped(result) => self.hop_dumped(*result).await,
             Event::Wish { target, request } => self.tell_home(FromHolder::Wish { target, request }).await,

@@ -4,7 +4,7 @@
 //! guest gets everything that home sends; what comes later is kept and goes back to home with the answer, or to the guest if it stays.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -75,7 +75,7 @@ impl Dumper for AgentDumper {
         loop {
             match self.news.recv_timeout(self.deadline).context("the guest's agent does not answer")? {
                 News::Step(DumpStep::Before) => {
-                    let _ = self.events.blocking_send(Event::HopFreezes);
+                    self.freeze_orders()?;
                     self.order(ToAgent::GoOn { veto: beside(Beside::Before).err() })?;
                 }
                 // CRIU goes on; a veto waits for the next step.
@@ -107,6 +107,13 @@ impl Check for Unchecked {
 }
 
 impl AgentDumper {
+    /// From now on the guest's task keeps what home sends: it would reach a guest that is stopped. What went before is ahead of our next order.
+    fn freeze_orders(&self) -> Result<()> {
+        let (done, kept) = std::sync::mpsc::sync_channel(1);
+        self.events.blocking_send(Event::HopFreezes(done)).map_err(|_| anyhow!("the guest has just ended"))?;
+        kept.recv_timeout(self.deadline).context("the guest has just ended")
+    }
+
     fn order(&self, order: ToAgent) -> Result<()> {
         self.agent.blocking_send(order).map_err(|_| anyhow!("the guest's agent has gone"))
     }
@@ -157,10 +164,15 @@ impl Run {
         self.node.leaving.borrow_mut().insert(self.key());
         balance::answered(&self.node, self.key());
         let (events, sent) = (self.events.clone(), self.events.clone());
+        let sent_dir = self.hop_dir();
         tokio::task::spawn_local(async move {
             let mut announce = move |body| drop(sent.blocking_send(Event::HopSent(Box::new(body))));
             let sending = tokio::task::spawn_blocking(move || send(parcel, &mut dumper, &Unchecked, &mut announce));
             let result = sending.await.map_err(anyhow::Error::from).and_then(|result| result);
+            // Here, because the guest's task may have ended before: until now files were made there.
+            if let Some(dir) = sent_dir {
+                let _ = std::fs::remove_dir_all(dir);
+            }
             let _ = events.send(Event::HopDumped(Box::new(result.map_err(|error| format!("{error:#}"))))).await;
         });
         Ok(())
@@ -181,9 +193,10 @@ impl Run {
         }
     }
 
-    pub(super) async fn hop_freezes(&mut self) {
+    pub(super) async fn hop_freezes(&mut self, done: SyncSender<()>) {
         if let Some(hop) = &mut self.hop {
             hop.freezing = true;
+            let _ = done.try_send(());
             self.tell_home(FromHolder::Freezing).await;
         }
     }

@@ -530,6 +530,8 @@ impl Agent {
                     self.postponed.push_back(order);
                     return Err("the guest is to end".into());
                 }
+                // The guest still runs, and what was sent to it before must reach it before it is stopped.
+                other if moment == Moment::Before && is_daily(&other) => self.obey(other).map_err(text)?,
                 other => self.postponed.push_back(other),
             }
         }
@@ -557,6 +559,20 @@ impl Agent {
         self.phase = Phase::Running;
         Ok(())
     }
+}
+
+/// What a running guest may be sent at any time.
+fn is_daily(order: &ToAgent) -> bool {
+    matches!(
+        order,
+        ToAgent::Signal { .. }
+            | ToAgent::Data { .. }
+            | ToAgent::Pending { .. }
+            | ToAgent::EndOfInput { .. }
+            | ToAgent::Credit { .. }
+            | ToAgent::Closed { .. }
+            | ToAgent::WindowSize { .. }
+    )
 }
 
 fn has_unread(terminal: Option<&Terminal>, channels: &[Channel], id: u16) -> bool {
