@@ -158,10 +158,12 @@ fn matrix(name: &str, way: Way, victim: Victim) {
         println!("skipped: no script(1), which makes the terminal");
         return;
     }
-    let steps = healthy(&bed, "healthy", way);
-    for step in [Step::Said(1), Step::Agent, Step::Frozen, Step::Committed] {
-        assert!(steps.contains(&step), "a healthy move did not show {step:?}, only {steps:?}");
-    }
+    // A blackout of 15 ms is easily missed by who looks from outside: then another healthy move is looked at.
+    const NEEDED: [Step; 4] = [Step::Said(1), Step::Agent, Step::Frozen, Step::Committed];
+    let shows_all = |steps: &Vec<Step>| NEEDED.iter().all(|step| steps.contains(step));
+    let mut seen = Vec::new();
+    let found = (0..8).map(|look| healthy(&bed, &format!("healthy{look}"), way)).inspect(|steps| seen.clone_from(steps)).find(shows_all);
+    let Some(steps) = found else { panic!("eight healthy moves did not show all of {NEEDED:?}, the last only {seen:?}") };
     let (mut hits, mut late) = (0, 0);
     for step in &steps {
         let tries = (0..TRIES).map(|attempt| {
